@@ -1,0 +1,1 @@
+"""S2L-Ray: pick the fine-tuning data of a large model by watching a small one learn (arXiv 2403.07384)."""

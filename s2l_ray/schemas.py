@@ -1,0 +1,151 @@
+"""The Arrow schemas of the artifacts: what other tools may rely on.
+
+A schema change that a reader could notice raises `SCHEMA_VERSION`, which is part of every fingerprint.
+Legend: T checkpoints.
+"""
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+TURN = pa.struct([("role", pa.string()), ("content", pa.string())])
+"""Roles: system, user, input (the second half of an alpaca prompt), assistant."""
+
+EXAMPLES = pa.schema(
+    [
+        pa.field("example_id", pa.int64(), nullable=False),
+        pa.field("user_id", pa.string()),
+        pa.field("input_file", pa.string(), nullable=False),
+        pa.field("input_row", pa.int64(), nullable=False),
+        pa.field("content_hash", pa.int64(), nullable=False),
+        pa.field("source", pa.string()),
+        pa.field("skill", pa.string()),
+        pa.field("is_wrong", pa.bool_()),
+        pa.field("turns", pa.list_(TURN), nullable=False),
+    ]
+)
+"""`skill` and `is_wrong` are labels for the comparison; no stage before it reads them."""
+
+REJECTED = pa.schema(
+    [
+        pa.field("input_file", pa.string(), nullable=False),
+        pa.field("input_row", pa.int64(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+    ]
+)
+
+TOKENS = pa.schema(
+    [
+        pa.field("example_id", pa.int64(), nullable=False),
+        pa.field("source", pa.string()),
+        pa.field("input_ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("response_start", pa.list_(pa.int32()), nullable=False),
+        pa.field("response_stop", pa.list_(pa.int32()), nullable=False),
+        pa.field("num_response_tokens", pa.int32(), nullable=False),
+        pa.field("truncated", pa.bool_(), nullable=False),
+    ]
+)
+"""Response spans are half-open: tokens at positions start <= i < stop count."""
+
+CHECKPOINTS = pa.schema(
+    [
+        pa.field("index", pa.int32(), nullable=False),
+        pa.field("step", pa.int64(), nullable=False),
+        pa.field("epoch", pa.float64(), nullable=False),
+        pa.field("learning_rate", pa.float64(), nullable=False),
+        pa.field("mean_loss", pa.float64()),
+    ]
+)
+"""Index 0 is the model before training, at step 0; `mean_loss` [nats/token] is over the steps since the last."""
+
+
+def trajectories(n_checkpoints: int, steps: tuple[int, ...] = ()) -> pa.Schema:
+    """Return the schema of trajectories with T = `n_checkpoints`; `steps` goes into the metadata."""
+    return pa.schema(
+        [
+            pa.field("example_id", pa.int64(), nullable=False),
+            pa.field("source", pa.string()),
+            pa.field("loss_initial", pa.float32(), nullable=False),
+            pa.field("loss", pa.list_(pa.float32(), n_checkpoints), nullable=False),
+            pa.field("num_response_tokens", pa.int32(), nullable=False),
+        ],
+        metadata={"checkpoint_steps": ",".join(map(str, steps))},
+    )
+
+
+ASSIGNMENTS = pa.schema(
+    [
+        pa.field("example_id", pa.int64(), nullable=False),
+        pa.field("stratum", pa.string(), nullable=False),
+        pa.field("cluster_id", pa.int32(), nullable=False),
+        pa.field("distance", pa.float64(), nullable=False),
+    ]
+)
+"""`distance` is the squared Euclidean distance to the own centroid [nats^2]."""
+
+
+def centroids(n_checkpoints: int) -> pa.Schema:
+    """Return the schema of centroids with T = `n_checkpoints`."""
+    return pa.schema(
+        [
+            pa.field("stratum", pa.string(), nullable=False),
+            pa.field("cluster_id", pa.int32(), nullable=False),
+            pa.field("size", pa.int64(), nullable=False),
+            pa.field("centroid", pa.list_(pa.float64(), n_checkpoints), nullable=False),
+        ]
+    )
+
+
+ITERATIONS = pa.schema(
+    [
+        pa.field("stratum", pa.string(), nullable=False),
+        pa.field("iteration", pa.int32(), nullable=False),
+        pa.field("inertia", pa.float64(), nullable=False),
+        pa.field("shift", pa.float64(), nullable=False),
+        pa.field("empty", pa.int32(), nullable=False),
+    ]
+)
+
+SUBSET = pa.schema(
+    [
+        pa.field("example_id", pa.int64(), nullable=False),
+        pa.field("stratum", pa.string()),
+        pa.field("cluster_id", pa.int32()),
+        pa.field("rank", pa.int64(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+    ]
+)
+
+PREDICTIONS = pa.schema(
+    [
+        pa.field("example_id", pa.int64(), nullable=False),
+        pa.field("source", pa.string()),
+        pa.field("skill", pa.string()),
+        pa.field("loss", pa.float32(), nullable=False),
+        pa.field("num_response_tokens", pa.int32(), nullable=False),
+        pa.field("prediction", pa.string()),
+        pa.field("exact_match", pa.bool_()),
+    ]
+)
+
+SCORES = pa.schema(
+    [
+        pa.field("group_by", pa.string(), nullable=False),
+        pa.field("group", pa.string(), nullable=False),
+        pa.field("metric", pa.string(), nullable=False),
+        pa.field("value", pa.float64(), nullable=False),
+        pa.field("standard_error", pa.float64()),
+        pa.field("rows", pa.int64(), nullable=False),
+    ]
+)
+
+ARMS = pa.schema(
+    [
+        pa.field("arm", pa.string(), nullable=False),
+        pa.field("metric", pa.string(), nullable=False),
+        pa.field("value", pa.float64(), nullable=False),
+        pa.field("low", pa.float64()),
+        pa.field("high", pa.float64()),
+    ]
+)
+"""`low` and `high` bound a 95 % interval over held-out rows (not over seeds)."""
