@@ -1,0 +1,92 @@
+"""Answers: greedy generation, and whether what came out is what was expected.
+
+Legend: B batch, L tokens.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from s2l_ray.tokens import TokenRows
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+
+def prompts_and_answers(rows: TokenRows) -> tuple[list[NDArray[np.int32]], list[NDArray[np.int32]]]:
+    """Cut every example before its last response: what a model is given, and what it should say."""
+    prompts, answers = [], []
+    for n in range(len(rows)):
+        ids = rows.token[rows.token_offset[n] : rows.token_offset[n + 1]]
+        start, stop = rows.span[rows.span_offset[n + 1] - 1]
+        prompts.append(ids[:start])
+        answers.append(ids[start:stop])
+    return prompts, answers
+
+
+def generate_greedily(
+    model: "PreTrainedModel",
+    prompts: Sequence[NDArray[np.int32]],
+    *,
+    max_new_tokens: int,
+    batch_tokens: int,
+    eos_id: int,
+    device: "torch.device",
+) -> list[list[int]]:
+    """Return the most likely continuation of every prompt, up to the end-of-sequence token, which is left out.
+
+    Prompts of equal length share a batch, so that nothing is padded and no mask is needed.
+    """
+    import torch
+
+    answers: list[list[int]] = [[] for _ in prompts]
+    limit = getattr(model.config, "max_position_embeddings", None)
+    with torch.inference_mode():
+        for positions in _equal_length_batches([len(p) for p in prompts], batch_tokens, max_new_tokens):
+            length = len(prompts[positions[0]])
+            room = max_new_tokens if limit is None else min(max_new_tokens, limit - length)
+            if room < 1:
+                continue
+            input_ids_BL = torch.from_numpy(np.stack([prompts[p] for p in positions]).astype(np.int64)).to(device)
+            for position, ids in zip(positions, _greedy(model, input_ids_BL, room, eos_id), strict=True):
+                answers[position] = ids
+    return answers
+
+
+def _greedy(model: "PreTrainedModel", input_ids_BL: "torch.Tensor", room: int, eos_id: int) -> list[list[int]]:
+    import torch
+
+    cache, fed, new, open_B = None, input_ids_BL, [], None
+    for _ in range(room):
+        output = model(input_ids=fed, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache = output.past_key_values
+        token_B = output.logits[:, -1].argmax(dim=-1)
+        new.append(token_B)
+        ended_B = token_B == eos_id
+        open_B = ~ended_B if open_B is None else open_B & ~ended_B
+        if not bool(open_B.any()):
+            break
+        fed = token_B[:, None]
+    rows = torch.stack(new, dim=1).tolist()
+    return [row[: row.index(eos_id)] if eos_id in row else row for row in rows]
+
+
+def _equal_length_batches(lengths: Sequence[int], batch_tokens: int, new_tokens: int) -> Iterator[list[int]]:
+    order = sorted(range(len(lengths)), key=lambda position: (-lengths[position], position))
+    batch: list[int] = []
+    for position in order:
+        full = batch and len(batch) * (lengths[batch[0]] + new_tokens) >= batch_tokens
+        if batch and (full or lengths[position] != lengths[batch[0]]):
+            yield batch
+            batch = []
+        batch.append(position)
+    if batch:
+        yield batch
+
+
+def is_exact_match(prediction: str, expected: str) -> bool:
+    """Return whether two texts are equal but for white space."""
+    return prediction.split() == expected.split()

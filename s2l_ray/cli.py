@@ -1,0 +1,154 @@
+"""The command `s2l`: plan, run, stage, inspect, gc. `python -m s2l_ray` is the same."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from s2l_ray.config import Experiment, load_experiment
+from s2l_ray.errors import S2LError
+from s2l_ray.log import display
+
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code: 0, 1 the run failed, 2 config or data are wrong, 130 interrupted."""
+    options = _parser().parse_args(arguments)
+    display.quiet = bool(options.json)
+    try:
+        options.command(options)
+        code = 0
+    except S2LError as error:
+        display.error(str(error))
+        code = error.exit_code
+    except KeyboardInterrupt:
+        display.error("interrupted. The same command goes on from here.")
+        code = INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output has gone; nothing is left to say.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.stdout.flush()
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="s2l", description="Which part of this data is worth fine-tuning on?")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, function: Any, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(command=function)
+        sub.add_argument("--json", action="store_true", help="print one JSON object on stdout and no progress")
+        return sub
+
+    def experiment_command(name: str, function: Any, text: str) -> argparse.ArgumentParser:
+        sub = command(name, function, text)
+        sub.add_argument("config", help="YAML file of the experiment")
+        sub.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override a value")
+        sub.add_argument("--storage", help="where artifacts live; the same as --set storage=...")
+        return sub
+
+    experiment_command("plan", _plan, "say what is there, what would run, and why")
+    run = experiment_command("run", _run, "run the experiment, or what is missing of it")
+    run.add_argument("--until", metavar="STAGE", help="stop after this stage")
+    stage = experiment_command("stage", _stage, "run one stage and what it needs")
+    stage.add_argument("name", help="the stage: a file name under s2l_ray/stages")
+    inspect = command("inspect", _inspect, "show an artifact: its summary, inputs and files")
+    inspect.add_argument("folder", help="folder of an artifact, {storage}/{artifact}/{fingerprint}, or of a storage")
+    gc = command("gc", _gc, "remove what cut-short runs left behind")
+    gc.add_argument("--storage", default="./.s2l", help="the storage to clean")
+    gc.add_argument("--dry-run", action="store_true", help="only say what would go")
+    return parser
+
+
+def _load(options: argparse.Namespace) -> Experiment:
+    overrides = list(options.set)
+    if options.storage:
+        overrides.append(f"storage={json.dumps(options.storage)}")
+    return load_experiment(options.config, overrides)
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from s2l_ray.artifacts import Storage
+    from s2l_ray.digests import DigestCache
+    from s2l_ray.plan import build_pipeline, examine
+
+    experiment = _load(options)
+    storage = Storage.at(experiment.shared.storage)
+    pipeline = build_pipeline(experiment)
+    states = list(examine(pipeline, storage, DigestCache(storage)))
+    rows = [
+        {
+            "artifact": pipeline.label(state.node),
+            "stage": state.node.stage,
+            "state": "cached" if state.artifact else "will run",
+            "why": state.artifact.uri if state.artifact else state.why,
+        }
+        for state in states
+    ]
+    if options.json:
+        print(json.dumps({"storage": storage.uri, "nodes": rows}))
+        return
+    display.table(["artifact", "stage", "state", "why"], [list(row.values()) for row in rows])
+    missing = sum(state.artifact is None for state in states)
+    display.say(f"{len(states) - missing} cached, {missing} to run. Next: s2l run {options.config}")
+
+
+def _run(options: argparse.Namespace) -> None:
+    from s2l_ray.artifacts import Storage
+    from s2l_ray.plan import build_pipeline
+    from s2l_ray.stages.run import Runner
+
+    experiment = _load(options)
+    storage = Storage.at(experiment.shared.storage)
+    pipeline = build_pipeline(experiment)
+    if options.until:
+        pipeline = pipeline.until(options.until)
+    result = Runner(pipeline, storage, experiment.shared.resources).run()
+    from s2l_ray.summary import RunSummary
+
+    summary = RunSummary(experiment, pipeline, result, storage)
+    summary.save()
+    if options.json:
+        print(json.dumps(summary.as_json()))
+    else:
+        summary.show()
+
+
+def _stage(options: argparse.Namespace) -> None:
+    options.until = options.name
+    _run(options)
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from s2l_ray.summary import inspect_folder
+
+    data = inspect_folder(options.folder)
+    if options.json:
+        print(json.dumps(data))
+        return
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            display.say(f"{key}:")
+            for name, item in value.items():
+                display.say(f"  {name}: {item}")
+        else:
+            display.say(f"{key}: {value}")
+
+
+def _gc(options: argparse.Namespace) -> None:
+    from s2l_ray.artifacts import Storage
+
+    storage = Storage.at(options.storage)
+    orphans = storage.orphans()
+    for orphan in orphans:
+        display.say(f"{'would remove' if options.dry_run else 'removing'} {storage.uri_of(*orphan)}")
+        if not options.dry_run:
+            storage.delete_folder(*orphan)
+    if options.json:
+        print(json.dumps({"removed": ["/".join(o) for o in orphans], "dry_run": options.dry_run}))
+    display.say(f"{len(orphans)} abandoned attempt{'s' if len(orphans) != 1 else ''}")

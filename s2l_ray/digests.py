@@ -1,0 +1,80 @@
+"""Digests of what comes from outside: input files and model folders.
+
+Hashing a large input takes minutes, so a digest is remembered with the size and the time of change of every file it
+covers. `known` never reads content and is what `s2l plan` uses; `compute` reads where it must.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.fs as pafs
+
+from s2l_ray.artifacts import Storage, file_digest, hash_of
+
+CACHE = "input-digests.json"
+
+
+@dataclass(frozen=True)
+class OutsideFile:
+    """A file that is not ours. Size and time of change tell whether it is still the one that was hashed."""
+
+    path: str
+    """Absolute local path or URI."""
+    name: str
+    """What stands for the path in the digest: the same data elsewhere is the same input."""
+    bytes: int
+    modified_ns: int
+
+    @property
+    def key(self) -> str:
+        """Name in the cache; another size or time of change is another key."""
+        return f"{self.path}|{self.bytes}|{self.modified_ns}"
+
+
+class DigestCache:
+    """Digests of outside files, remembered in the storage."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        data = storage.read_bytes(CACHE)
+        self._known: dict[str, str] = json.loads(data) if data else {}
+
+    def known(self, files: Iterable[OutsideFile], extra: Mapping[str, str | None]) -> str | None:
+        """Return the digest of a set of files and facts about them, or None where a file was not hashed yet."""
+        listed = list(files)
+        if any(file.key not in self._known for file in listed):
+            return None
+        return hash_of([[[file.name, self._known[file.key]] for file in listed], dict(extra)])
+
+    def compute(self, files: Iterable[OutsideFile], extra: Mapping[str, str | None]) -> str:
+        """Return the digest, hashing the files that were not hashed yet."""
+        listed = list(files)
+        missing = [file for file in listed if file.key not in self._known]
+        if missing:
+            with ThreadPoolExecutor(max_workers=4) as pool:
+                for file, digest in zip(missing, pool.map(_digest, missing), strict=True):
+                    self._known[file.key] = digest
+            self._storage.write_bytes(json.dumps(self._known, indent=0).encode(), CACHE)
+        digest = self.known(listed, extra)
+        assert digest is not None
+        return digest
+
+
+def model_files(folder: Path) -> tuple[OutsideFile, ...]:
+    """Return the files of a model folder that decide what it computes and how it reads text."""
+    wanted = [*folder.glob("*.safetensors"), *folder.glob("*.json"), *folder.glob("*.model"), *folder.glob("*.txt")]
+    return tuple(
+        OutsideFile(str(file.absolute()), file.name, file.stat().st_size, file.stat().st_mtime_ns)
+        for file in sorted(set(wanted))
+    )
+
+
+def _digest(file: OutsideFile) -> str:
+    if "://" in file.path:
+        filesystem, path = pafs.FileSystem.from_uri(file.path)
+    else:
+        filesystem, path = pafs.LocalFileSystem(), file.path
+    return file_digest(filesystem, path)

@@ -1,0 +1,296 @@
+"""Rows of any supported layout -> examples.
+
+An example is a list of turns: who speaks (`system`, `user`, `input`, `assistant`, `tool`) and what. `layouts` settles
+which columns hold them; `read_examples` streams a file. A row that is no example becomes a `RejectedRow`, so that
+rows in = examples + rejected rows. Texts are never changed: an example holds them to the byte.
+
+Shape suffix: N examples.
+"""
+
+import hashlib
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from s2l_ray import schemas
+from s2l_ray.errors import DataError
+from s2l_ray.inputs import InputFile, Warn, listed, shown
+from s2l_ray.layouts import REQUIRED, RESERVED, Layout, check_columns, check_reserved
+from s2l_ray.raw_rows import BadRow, Row, kind_of, parquet_columns, read_rows
+
+_ROLES = {name: name for name in ("system", "user", "assistant", "tool")} | {"human": "user", "gpt": "assistant"}
+_ROW_BITS = 40
+_HELD_OUT_SALT = 0x5332_4C5F_4845_4C44  # any constant; it only has to stay as it is
+
+
+class Turn(NamedTuple):
+    """One turn of an example."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One usable row; the fields are the columns of `schemas.EXAMPLES`."""
+
+    example_id: int
+    user_id: str | None
+    input_file: str
+    input_row: int
+    content_hash: int
+    source: str | None
+    skill: str | None
+    is_wrong: bool | None
+    turns: tuple[Turn, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RejectedRow:
+    """A row that is no example; the fields are the columns of `schemas.REJECTED`.
+
+    `reason` is a short code, a colon, and the details, e.g. `blank_output: column `output` has no text`.
+    """
+
+    input_file: str
+    input_row: int
+    reason: str
+
+
+def read_examples(
+    file: InputFile, layout: Layout, *, on_warning: Warn | None = None
+) -> Iterator[Example | RejectedRow]:
+    """Stream a file: one item for every row that is not blank, in the file's order.
+
+    Args:
+        file: from `find_inputs`.
+        layout: from `detect_layout`.
+        on_warning: is told, at the end of the file, what is odd but no error.
+
+    Raises:
+        DataError: the file cannot be read to its end (see `raw_rows.read_rows`), a column has a name of ours, a
+            Parquet file lacks a column, or an id is null.
+    """
+    if file.file_format == "parquet" and file.bytes:
+        found = parquet_columns(file)
+        check_reserved(file, found)
+        mapped = {our: column for our, column in layout.columns.items() if our != column}
+        needed = {our: layout.columns[our] for our in (*REQUIRED[layout.name], "id") if our in layout.columns}
+        check_columns(file, found, mapped | needed)
+    for number, row in read_rows(file, set(layout.columns.values()), on_warning=on_warning):
+        item: Example | RejectedRow
+        if isinstance(row, BadRow):
+            item = RejectedRow(file.name, number, row.reason)
+        else:
+            try:
+                item = _example(file, layout, number, row)
+            except _UnusableError as error:
+                item = RejectedRow(file.name, number, str(error))
+        yield item
+
+
+def bad_row_error(rejected: RejectedRow) -> DataError:
+    """Return the error for a bad row where `on_bad_row` is `error`; rows are counted from 1 in its message."""
+    return DataError(
+        f"{shown(rejected.input_file)}:{rejected.input_row + 1}: {rejected.reason}. Mend that row, or set bad rows "
+        "aside with `examples.on_bad_row: reject`."
+    )
+
+
+def examples_table(examples: Sequence[Example]) -> pa.Table:
+    """Return examples as a table of schema `schemas.EXAMPLES`; their texts may have 2 GiB in total."""
+    turns = [turn for example in examples for turn in example.turns]
+    offsets = list(itertools.accumulate((len(example.turns) for example in examples), initial=0))
+    roles = pa.array([turn.role for turn in turns], pa.string())
+    contents = pa.array([turn.content for turn in turns], pa.string())
+    arrays = [
+        pa.array([getattr(example, field.name) for example in examples], field.type)
+        for field in schemas.EXAMPLES
+        if field.name != "turns"
+    ]
+    structs = pa.StructArray.from_arrays([roles, contents], fields=list(schemas.TURN))
+    arrays.append(pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), structs))
+    return pa.Table.from_arrays(arrays, schema=schemas.EXAMPLES)
+
+
+def example_id(file_index: int, row: int) -> int:
+    """Return the id of a row: `file_index << 40 | row`.
+
+    Raises:
+        ValueError: `file_index` is not below 2^23 or `row` not below 2^40.
+    """
+    if not (0 <= file_index < 2**23 and 0 <= row < 2**_ROW_BITS):
+        raise ValueError(f"file index {file_index} and row {row} do not fit into an example_id.")
+    return file_index << _ROW_BITS | row
+
+
+def location(example_id: int) -> tuple[int, int]:
+    """Return (file index, row in file) of an `example_id`."""
+    return example_id >> _ROW_BITS, example_id & (2**_ROW_BITS - 1)
+
+
+def content_hash(turns: Iterable[tuple[str, str]]) -> int:
+    """Return a signed 64-bit hash of roles and texts, the same on every platform.
+
+    Every part is preceded by its length, so that no two lists of turns are hashed as the same bytes.
+
+    Raises:
+        UnicodeEncodeError: a text holds a lone surrogate.
+    """
+    parts = [part.encode() for turn in turns for part in turn]
+    digest = hashlib.blake2b(b"".join([b"%d:%b" % (len(part), part) for part in parts]), digest_size=8)
+    return int.from_bytes(digest.digest(), "big", signed=True)
+
+
+def held_out(content_hash_N: npt.NDArray[np.int64], share: float) -> npt.NDArray[np.bool_]:
+    """Decide which examples are held out, by their content alone.
+
+    Equal contents fall on the same side, the order of files and rows is of no matter, and a larger share holds out
+    all of a smaller one. Independent of the draw of `sampling.draw_hash`.
+
+    Args:
+        content_hash_N: from `content_hash`.
+        share: expected share of the distinct contents, 0 to 1.
+
+    Returns:
+        bool [N], true where held out.
+
+    Source:
+        The finaliser of MurmurHash3 (Appleby 2011); another one than the draw's, so that no seed makes them meet.
+    """
+    mixed_N = content_hash_N.astype(np.uint64) ^ np.uint64(_HELD_OUT_SALT)
+    for factor in (0xFF51_AFD7_ED55_8CCD, 0xC4CE_B9FE_1A85_EC53):
+        mixed_N = (mixed_N ^ (mixed_N >> np.uint64(33))) * np.uint64(factor)
+    mixed_N ^= mixed_N >> np.uint64(33)
+    uniform_N = (mixed_N >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    held_out_N: npt.NDArray[np.bool_] = uniform_N < share
+    return held_out_N
+
+
+def find_duplicate_user_ids(user_id_columns: Iterable[pa.ChunkedArray], limit: int = 5) -> list[str]:
+    """Return the first ids, in the order of the data, that occur more than once; nulls are none.
+
+    Args:
+        user_id_columns: e.g. one column per Parquet file. All ids are held in memory.
+        limit: return not more than these.
+    """
+    chunks = [chunk for column in user_id_columns for chunk in column.cast(pa.large_string()).chunks]
+    counts = pc.value_counts(pa.chunked_array(chunks, pa.large_string()).drop_null())
+    repeated = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
+    ids: list[str] = repeated.slice(0, limit).to_pylist()
+    return ids
+
+
+class _UnusableError(Exception):
+    """A row that is no example; the text is the reason."""
+
+
+def _example(file: InputFile, layout: Layout, number: int, row: Row) -> Example:
+    columns = layout.columns
+    if not RESERVED.isdisjoint(row):
+        check_reserved(file, row)
+    turns = _chat_turns(row, columns["messages"]) if layout.name == "messages" else _plain_turns(row, layout)
+    try:
+        hashed = content_hash(turns)
+    except UnicodeEncodeError as error:
+        raise _UnusableError("lone_surrogate: a text holds half of a surrogate pair; it is no Unicode") from error
+    is_wrong = row.get(columns["is_wrong"])
+    if is_wrong is not None and not isinstance(is_wrong, bool):
+        raise _bad_type(columns["is_wrong"], is_wrong, "true or false")
+    user_id = _label(row, columns["id"]) if "id" in columns else None
+    if user_id is None and "id" in columns:
+        raise DataError(
+            f"{shown(file.name)}:{number + 1}: the id in column `{shown(columns['id'])}` is null or missing. "
+            "Give every row an id of its own, or rename the column if it holds no ids."
+        )
+    return Example(
+        example_id=example_id(file.index, number),
+        user_id=user_id,
+        input_file=file.name,
+        input_row=number,
+        content_hash=hashed,
+        source=_label(row, columns["source"]) or file.source,
+        skill=_label(row, columns["skill"]),
+        is_wrong=is_wrong,
+        turns=turns,
+    )
+
+
+def _plain_turns(row: Row, layout: Layout) -> tuple[Turn, ...]:
+    prompt, response = (layout.columns[our] for our in REQUIRED[layout.name])
+    turns = [Turn("user", _text(row, prompt))]
+    if "input" in layout.columns and row.get(layout.columns["input"]) is not None:
+        more = _text(row, layout.columns["input"])
+        if more:
+            turns.append(Turn("input", more))
+    answer = _text(row, response)
+    if not answer or answer.isspace():
+        raise _UnusableError(f"blank_output: column `{shown(response)}` has no text")
+    turns.append(Turn("assistant", answer))
+    return tuple(turns)
+
+
+def _text(row: Row, column: str) -> str:
+    value = row.get(column)
+    if isinstance(value, str):
+        return value
+    if column not in row:
+        raise _UnusableError(f"missing_column: `{shown(column)}` is not among {listed(list(row), 8)}")
+    raise _bad_type(column, value, "text")
+
+
+def _bad_type(column: str, value: object, expected: str) -> _UnusableError:
+    return _UnusableError(f"wrong_type: column `{shown(column)}` holds {kind_of(value)}, expected {expected}")
+
+
+def _label(row: Row, column: str) -> str | None:
+    """Return an id or a label: text or a whole number; never looked into."""
+    value = row.get(column)
+    if value is None:
+        return None
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        raise _bad_type(column, value, "text or a whole number")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise _UnusableError(f"lone_surrogate: column `{shown(column)}` holds half of a surrogate pair") from error
+    return value
+
+
+def _chat_turns(row: Row, column: str) -> tuple[Turn, ...]:
+    messages = row.get(column)
+    if column not in row:
+        raise _UnusableError(f"missing_column: `{shown(column)}` is not among {listed(list(row), 8)}")
+    if not isinstance(messages, list):
+        raise _bad_type(column, messages, "a list of turns")
+    if not messages:
+        raise _UnusableError(f"empty_messages: column `{shown(column)}` is an empty list")
+    turns = tuple(_chat_turn(number, message) for number, message in enumerate(messages, start=1))
+    if not any(turn.role == "assistant" for turn in turns):
+        raise _UnusableError(f"no_assistant_turn: the roles are {', '.join(turn.role for turn in turns[:8])}")
+    return turns
+
+
+def _chat_turn(number: int, message: object) -> Turn:
+    if not isinstance(message, dict):
+        raise _UnusableError(f"bad_turn: turn {number} is {kind_of(message)}, expected {{role, content}}")
+    role_key, text_key = ("from", "value") if "role" not in message and "from" in message else ("role", "content")
+    role, content = message.get(role_key), message.get(text_key)
+    if not isinstance(role, str) or role not in _ROLES:
+        found = f"`{shown(role)}`" if isinstance(role, str) else kind_of(role)
+        raise _UnusableError(f"bad_role: turn {number} has the role {found}, expected one of {', '.join(_ROLES)}")
+    if not isinstance(content, str):
+        what = "a list of parts" if isinstance(content, list) else kind_of(content)
+        raise _UnusableError(f"bad_turn: the {text_key} of turn {number} is {what}, expected text")
+    if _ROLES[role] == "assistant" and (not content or content.isspace()):
+        raise _UnusableError(f"blank_output: turn {number} (assistant) has no text")
+    return Turn(_ROLES[role], content)

@@ -1,0 +1,194 @@
+"""What the user sees while a run goes on: lines, tables, and progress with an estimate of the time left.
+
+On a terminal progress is a bar; elsewhere a plain line appears now and then. Text from data or from the
+system is printed as it is, never read as markup, and control characters are shown escaped. All of it goes to
+stderr: stdout is for what other programs read.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+QUIET_SECONDS = 2.0
+LINE_SECONDS = 10.0
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def plain(text: str) -> str:
+    """Return text with control characters escaped, so that data cannot steer a terminal."""
+    return _CONTROL.sub(lambda match: f"\\x{ord(match.group()):02x}", text)
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in the largest two units that matter: `3.1 s`, `4 min 10 s`, `2 h 5 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+class Display:
+    """The one place that writes to the user. Thread-safe: stages of several arms may run side by side."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._local = threading.local()
+        self.quiet = False
+
+    @cached_property
+    def _console(self) -> Console:
+        from rich.console import Console
+
+        return Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+
+    @cached_property
+    def _bars(self) -> Progress:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        return Progress(
+            TextColumn("  {task.description}", markup=False),
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[unit]}", markup=False),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[note]}", markup=False),
+            console=self._console,
+            transient=True,
+        )
+
+    def say(self, text: str = "") -> None:
+        """Print a line for the user."""
+        if not self.quiet:
+            self._console.print(plain(text))
+
+    def warn(self, text: str) -> None:
+        """Print a warning; it goes out even with `quiet`."""
+        self._console.print(f"warning: {plain(text)}{self._arms()}")
+
+    def error(self, text: str) -> None:
+        """Print an error; it goes out even with `quiet`."""
+        self._console.print(f"error: {plain(text)}")
+
+    @contextmanager
+    def labelled(self, arms: Sequence[str]) -> Iterator[None]:
+        """Name the arms that this thread works for in its progress and warnings."""
+        self._local.arms = f" [{', '.join(arms)}]" if arms else ""
+        try:
+            yield
+        finally:
+            self._local.arms = ""
+
+    def _arms(self) -> str:
+        return getattr(self._local, "arms", "")
+
+    def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Print a table; every column but the first is aligned to the right."""
+        if self.quiet:
+            return
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for index, name in enumerate(header):
+            table.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
+        for row in rows:
+            table.add_row(*(Text(plain(cell)) for cell in row))
+        self._console.print(table)
+
+    @contextmanager
+    def progress(self, label: str, total: float | None = None, unit: str = "") -> Iterator[Task]:
+        """Show progress for the length of the block."""
+        task = Task(self, f"{label}{self._arms()}", total, unit)
+        try:
+            yield task
+        finally:
+            with self._lock:
+                task.close()
+
+    def _draw(self, task: Task) -> None:
+        with self._lock:
+            now = time.monotonic()
+            if self.quiet or now - task.started < QUIET_SECONDS:
+                return
+            if self._console.is_terminal:
+                if not self._bars.live.is_started:
+                    self._bars.start()
+                task.draw_bar(self._bars)
+            elif now - task.last_line > LINE_SECONDS:
+                task.last_line = now
+                self.say(f"  {task.describe()}")
+
+    def _erase(self, bar: int) -> None:
+        from rich.progress import TaskID
+
+        self._bars.remove_task(TaskID(bar))
+        if not self._bars.tasks:
+            self._bars.stop()
+
+
+class Task:
+    """Progress of one piece of work, in units of its own."""
+
+    def __init__(self, display: Display, label: str, total: float | None, unit: str) -> None:
+        self._display = display
+        self._bar: int | None = None
+        self.label, self.total, self.unit = label, total, unit
+        self.started = time.monotonic()
+        self.last_line = 0.0
+        self.done: float = 0
+        self.note = ""
+        self._inherited: float | None = None
+
+    def update(self, done: float, total: float | None = None, note: str = "") -> None:
+        """Set how much is done; the first call says how much an earlier attempt had done already."""
+        if self._inherited is None:
+            self._inherited = done
+        self.done, self.note = done, note
+        self.total = self.total if total is None else total
+        self._display._draw(self)
+
+    def advance(self, amount: float = 1) -> None:
+        """Add to how much is done."""
+        if self._inherited is None:
+            self._inherited = 0
+        self.update(self.done + amount)
+
+    def describe(self) -> str:
+        """Return one line: how far, how long, how long yet."""
+        elapsed = time.monotonic() - self.started
+        if not self.total:
+            return f"{self.label}: {duration(elapsed)} {self.note}".rstrip()
+        fresh = self.done - (self._inherited or 0)
+        left = f", {duration(elapsed / fresh * (self.total - self.done))} left" if fresh > 0 else ""
+        share = f"{self.done:g}/{self.total:g} {self.unit} ({self.done / self.total:.0%})"
+        return f"{self.label}: {share}, {duration(elapsed)}{left} {self.note}".rstrip()
+
+    def draw_bar(self, bars: Progress) -> None:
+        """Draw as a bar on a terminal."""
+        from rich.progress import TaskID
+
+        if self._bar is None:
+            self._bar = int(bars.add_task(self.label, total=self.total, unit=self.unit, note=self.note))
+        bars.update(TaskID(self._bar), completed=self.done, total=self.total, note=self.note)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._display._erase(self._bar)
+
+
+display = Display()

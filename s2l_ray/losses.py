@@ -1,0 +1,131 @@
+"""Per-example loss without the logits of prompt tokens.
+
+The head of a language model costs as much per position as it has vocabulary; only positions that predict a
+response token need it. Right padding needs no attention mask: in a causal model no token looks ahead.
+Legend: B batch, L tokens, R response tokens of a batch, D width, V vocabulary.
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from s2l_ray.tokens import Batch, TokenRows
+
+if TYPE_CHECKING:
+    import torch
+
+LOSS_GRID = 2.0**-20
+"""Losses are stored as multiples of this [nats/token], so that float64 sums of them are exact in any order."""
+
+HEAD_CHUNK = 4096
+"""Response positions per call of the head."""
+
+
+def response_loss_module(model: "torch.nn.Module") -> "torch.nn.Module":
+    """Wrap a causal language model into a module that returns loss sums [nats], one per example.
+
+    `module(input_ids_BL, response_BL) -> loss_B float32`; the sum over response tokens, not their mean. The wrapped
+    model is `module.model`.
+    """
+    import torch
+
+    class ResponseLoss(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+            self.head_is_plain = head_is_plain(model)
+
+        def forward(self, input_ids_BL: torch.Tensor, response_BL: torch.Tensor) -> torch.Tensor:
+            row_R, position_R = response_BL.nonzero(as_tuple=True)
+            label_R = input_ids_BL[row_R, position_R]
+            if self.head_is_plain:
+                hidden_BLD = self.model.base_model(input_ids=input_ids_BL, use_cache=False).last_hidden_state
+                hidden_RD = hidden_BLD[row_R, position_R - 1]
+                head = self.model.get_output_embeddings()
+                loss_R = torch.cat(
+                    [
+                        torch.nn.functional.cross_entropy(head(part_RD).float(), part_R, reduction="none")
+                        for part_RD, part_R in zip(hidden_RD.split(HEAD_CHUNK), label_R.split(HEAD_CHUNK), strict=True)
+                    ]
+                )
+            else:
+                logits_BLV = self.model(input_ids=input_ids_BL, use_cache=False).logits
+                logits_RV = logits_BLV[row_R, position_R - 1].float()
+                loss_R = torch.nn.functional.cross_entropy(logits_RV, label_R, reduction="none")
+            return loss_R.new_zeros(len(input_ids_BL)).index_add(0, row_R, loss_R)
+
+    return ResponseLoss()
+
+
+def head_is_plain(model: "torch.nn.Module") -> bool:
+    """Return whether the logits are just the output embedding of the last hidden state.
+
+    Some architectures scale or cap their logits after the head, or transform before it; they take the long way.
+    """
+    import torch
+
+    if model.get_output_embeddings() is None or model.base_model is model:
+        return False
+    parameter = next(model.parameters())
+    probe_BL = torch.arange(2, 6, device=parameter.device)[None]
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            full_LV = model(input_ids=probe_BL, use_cache=False).logits[0].float()
+            hidden_LD = model.base_model(input_ids=probe_BL, use_cache=False).last_hidden_state[0]
+            short_LV = model.get_output_embeddings()(hidden_LD).float()
+    finally:
+        model.train(was_training)
+    return full_LV.shape == short_LV.shape and torch.allclose(full_LV, short_LV, rtol=1e-3, atol=1e-3)
+
+
+def to_tensors(batch: Batch, device: "torch.device") -> tuple["torch.Tensor", "torch.Tensor"]:
+    """Move a batch to a device."""
+    import torch
+
+    return (
+        torch.from_numpy(batch.input_ids_BL).to(device, non_blocking=True),
+        torch.from_numpy(batch.response_BL).to(device, non_blocking=True),
+    )
+
+
+def mean_losses(
+    module: "torch.nn.Module", rows: TokenRows, *, batch_tokens: int, pad_id: int, device: "torch.device", bf16: bool
+) -> NDArray[np.float32]:
+    """Return the mean loss per response token of every example, float32 [N], rounded to `LOSS_GRID` [nats/token].
+
+    Batches depend on the rows alone, so that any worker computes the same bits. A batch that does not fit into
+    memory is halved; NaN and infinity are returned as they are, for the caller to name the rows.
+
+    Raises:
+        MemoryError: a single example does not fit.
+    """
+    loss_N = np.empty(len(rows), dtype=np.float64)
+    for positions in rows.length_batches(batch_tokens):
+        loss_N[positions] = _loss_sums(module, rows, positions, pad_id, device, bf16)
+    return np.asarray(np.round(loss_N / rows.num_response_tokens_N / LOSS_GRID) * LOSS_GRID, dtype=np.float32)
+
+
+def _loss_sums(
+    module: "torch.nn.Module",
+    rows: TokenRows,
+    positions: NDArray[np.int64],
+    pad_id: int,
+    device: "torch.device",
+    bf16: bool,
+) -> NDArray[np.float64]:
+    import torch
+
+    try:
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            loss_B = module(*to_tensors(rows.batch(positions, pad_id), device))
+        return np.asarray(loss_B.double().cpu().numpy())
+    except torch.OutOfMemoryError:
+        if len(positions) == 1:
+            raise MemoryError(int(rows.example_id_N[positions[0]])) from None
+    torch.cuda.empty_cache()
+    half = len(positions) // 2
+    parts = (positions[:half], positions[half:])
+    return np.concatenate([_loss_sums(module, rows, part, pad_id, device, bf16) for part in parts])

@@ -1,0 +1,48 @@
+"""How much of the held-out data stands in the training data: prompts equal after normalising, and up to digits."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+_SPACE = re.compile(r"\s+")
+_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+
+
+@dataclass(frozen=True)
+class PromptKeys:
+    """Two hashes of a prompt."""
+
+    exact: int
+    """Of the prompt in lower case with single spaces."""
+    digit_blind: int
+    """Of the same with every number replaced: the same question with other figures has the same one."""
+
+
+def prompt_keys(turns: Iterable[tuple[str, str]]) -> PromptKeys:
+    """Return the hashes of what stands before the last answer."""
+    prompt = " ".join(content for role, content in turns if role in ("user", "input"))
+    text = _SPACE.sub(" ", prompt).strip().lower()
+    return PromptKeys(_hash(text), _hash(_NUMBER.sub("0", text)))
+
+
+def count_overlap(training: Iterable[PromptKeys], held_out: Sequence[PromptKeys]) -> dict[str, int]:
+    """Count the held-out prompts that occur in the training data.
+
+    Returns:
+        `rows` held-out rows, `exact` and `digit_blind` rows among them that occur; the second includes the first.
+    """
+    exact: set[int] = set()
+    blind: set[int] = set()
+    for keys in training:
+        exact.add(keys.exact)
+        blind.add(keys.digit_blind)
+    return {
+        "rows": len(held_out),
+        "exact": sum(keys.exact in exact for keys in held_out),
+        "digit_blind": sum(keys.digit_blind in blind for keys in held_out),
+    }
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")

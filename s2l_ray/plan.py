@@ -1,0 +1,415 @@
+"""The plan: which stage writes which artifact from which, for all arms, and what of it exists already.
+
+Neither torch nor ray is imported here, and no input is read: `s2l plan` answers within a second. Arms share every
+node that comes before their first difference. A fingerprint follows from the digests of a node's inputs, so it is
+known only once they exist; until then a node "will run".
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from s2l_ray import schemas
+from s2l_ray.artifacts import Artifact, Storage, hash_of
+from s2l_ray.config import (
+    Config,
+    EvaluateConfig,
+    ExamplesConfig,
+    Experiment,
+    ModelConfig,
+    ProxyConfig,
+    Section,
+    SelectConfig,
+    TargetConfig,
+    TokensConfig,
+    derive_seed,
+)
+from s2l_ray.digests import DigestCache, OutsideFile, model_files
+from s2l_ray.errors import ConfigError
+from s2l_ray.inputs import InputFile, find_inputs
+
+STAGES = {
+    "prepare_examples": 1,
+    "prepare_tokenizer": 1,
+    "tokenize_examples": 1,
+    "train_proxy": 1,
+    "score_examples": 1,
+    "cluster_trajectories": 1,
+    "select_subset": 1,
+    "finetune_target": 1,
+    "evaluate_target": 1,
+    "compare_arms": 1,
+}
+"""The stages in order, each with its code epoch: raised by hand when a stage's bytes change for equal settings."""
+
+
+CLUSTERED = ("paper", "official")
+"""The selectors that need clusters of trajectories."""
+
+
+@dataclass(frozen=True)
+class PrepareSettings:
+    """What `prepare_examples` is to do."""
+
+    examples: ExamplesConfig
+    files: tuple[InputFile, ...]
+    part: str
+    """`train`, `held_out` (by hash), `eval` (the generator's held-out rows), or `all`."""
+    held_out: float
+    """Share of the rows that is held out by hash."""
+    synthetic_seed: int
+    key: str
+    """Config section, for messages."""
+
+
+@dataclass(frozen=True)
+class TokenizerSettings:
+    """What `prepare_tokenizer` is to do: take a pretrained model's, or train one."""
+
+    tokens: TokensConfig
+    pretrained: ModelConfig | None
+    key: str
+
+
+@dataclass(frozen=True)
+class ProxySettings:
+    """A training run of the proxy."""
+
+    model: ProxyConfig
+    max_tokens: int
+
+
+@dataclass(frozen=True)
+class TargetSettings:
+    """A training run of the target."""
+
+    model: TargetConfig
+    max_tokens: int
+
+
+@dataclass(frozen=True)
+class SelectSettings:
+    """What `select_subset` is to do, and where the raw rows are."""
+
+    select: SelectConfig
+    files: tuple[InputFile, ...]
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """What `evaluate_target` is to do."""
+
+    evaluate: EvaluateConfig
+    precision: str
+
+
+@dataclass(frozen=True)
+class Outside:
+    """Something a node reads that is no artifact."""
+
+    label: str
+    files: tuple[OutsideFile, ...]
+    facts: Mapping[str, str | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Node:
+    """One artifact to be: the stage that writes it, with what, from what."""
+
+    artifact: str
+    stage: str
+    config: Any
+    """What the stage function gets."""
+    settings: Mapping[str, Any]
+    """The part of it that changes the bytes."""
+    inputs: Mapping[str, "Node"]
+    seed: int = 0
+    outside: Outside | None = None
+
+    @cached_property
+    def key(self) -> str:
+        """Equal for nodes that would compute the same thing."""
+        outside = [f.key for f in self.outside.files] + [dict(self.outside.facts)] if self.outside else []
+        inputs = {name: node.key for name, node in self.inputs.items()}
+        return hash_of([self.artifact, self.stage, self.settings, self.seed, outside, inputs])
+
+    def fingerprint(self, inputs: Mapping[str, str], outside: str | None) -> str:
+        """Return the address of the artifact, given the digests of what it is made from."""
+        return hash_of(
+            {
+                "artifact": self.artifact,
+                "schema": schemas.SCHEMA_VERSION,
+                "stage": self.stage,
+                "epoch": STAGES[self.stage],
+                "settings": self.settings,
+                "seed": self.seed,
+                "inputs": dict(inputs),
+                "outside": outside,
+            }
+        )[:32]
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The nodes of an experiment, each after its inputs, shared ones once."""
+
+    nodes: tuple[Node, ...]
+    arms: Mapping[str, tuple[str, ...]]
+    """Node key -> the arms that need it, where not all of them do."""
+
+    def label(self, node: Node) -> str:
+        """Return how a node is called in front of the user."""
+        arms = self.arms.get(node.key)
+        return f"{node.artifact} [{', '.join(arms)}]" if arms else node.artifact
+
+    def until(self, stage: str) -> "Pipeline":
+        """Return the part that a stage needs, the stage included."""
+        if stage not in STAGES:
+            raise ConfigError(f"unknown stage {stage!r}. Expected one of {', '.join(STAGES)}.")
+        wanted = {node.key for node in self.nodes if node.stage == stage}
+        for node in reversed(self.nodes):
+            if node.key in wanted:
+                wanted.update(parent.key for parent in node.inputs.values())
+        return Pipeline(tuple(node for node in self.nodes if node.key in wanted), self.arms)
+
+
+@dataclass(frozen=True)
+class NodeState:
+    """What is known about a node before anything runs."""
+
+    node: Node
+    fingerprint: str | None
+    artifact: Artifact | None
+    why: str
+
+
+def build_pipeline(experiment: Experiment) -> Pipeline:
+    """Lay out the nodes of all arms.
+
+    Raises:
+        ConfigError, DataError: an input is missing or cannot be used.
+    """
+    nodes: dict[str, Node] = {}
+    arms_of: dict[str, dict[str, None]] = {}
+    files: dict[Any, tuple[InputFile, ...]] = {}
+    compared: dict[str, Node] = {}
+    for arm, config in experiment.arms.items():
+        for path, key in ((config.examples.path, "examples.path"), (config.evaluate.path, "evaluate.path")):
+            if path is not None and path not in files:
+                files[path] = find_inputs(path, key=key)
+        for name, node in _arm_nodes(config, files).items():
+            nodes.setdefault(node.key, node)
+            arms_of.setdefault(node.key, {})[arm] = None
+            if name in ("subset", "scores"):
+                compared[f"{name}/{arm}"] = node
+            elif name == "examples":
+                compared.setdefault(name, node)
+    comparison = Node(
+        artifact="comparison",
+        stage="compare_arms",
+        config=None,
+        settings={"arms": list(experiment.arms)},
+        inputs=compared,
+    )
+    order = list(STAGES)
+    return Pipeline(
+        tuple(sorted([*nodes.values(), comparison], key=lambda node: order.index(node.stage))),
+        {key: tuple(arms) for key, arms in arms_of.items() if len(arms) < len(experiment.arms)},
+    )
+
+
+def _arm_nodes(config: Config, files: Mapping[Any, tuple[InputFile, ...]]) -> dict[str, Node]:
+    data = files.get(config.examples.path, ())
+    nodes = {"examples": (examples := _examples_node(config, data))}
+    nodes["eval_examples"] = eval_examples = _eval_examples_node(config, files, examples)
+    for key, model in (("proxy", config.proxy), ("target", config.target)):
+        nodes[f"{key}_tokenizer"] = tokenizer = _tokenizer_node(config, key, model, examples)
+        nodes[f"{key}_tokens"] = _tokens_node(config, examples, tokenizer)
+    nodes["eval_tokens"] = _tokens_node(config, eval_examples, nodes["target_tokenizer"])
+    selecting = {"examples": examples, "proxy_tokens": nodes["proxy_tokens"], "target_tokens": nodes["target_tokens"]}
+    if config.select.method in CLUSTERED:
+        nodes |= _proxy_nodes(config, examples, nodes["proxy_tokens"], nodes["proxy_tokenizer"])
+        selecting["clusters"] = nodes["clusters"]
+    nodes["subset"] = Node(
+        artifact="subset",
+        stage="select_subset",
+        config=SelectSettings(config.select, data),
+        settings=_settings(config.select, without=("seed",)),
+        inputs=selecting,
+        seed=config.select.seed or 0,
+    )
+    nodes["target"] = Node(
+        artifact="target",
+        stage="finetune_target",
+        config=TargetSettings(config.target, config.tokens.max_tokens),
+        settings={**_settings(config.target, without=("seed",)), "max_tokens": config.tokens.max_tokens},
+        inputs={
+            "subset": nodes["subset"],
+            "tokens": nodes["target_tokens"],
+            "tokenizer": nodes["target_tokenizer"],
+        },
+        seed=config.target.seed or 0,
+        outside=_model_outside(config.target, "target"),
+    )
+    nodes["scores"] = Node(
+        artifact="scores",
+        stage="evaluate_target",
+        config=EvaluateSettings(config.evaluate, config.target.precision),
+        settings={
+            **_settings(config.evaluate, without=("path", "columns", "held_out")),
+            "precision": config.target.precision,
+        },
+        inputs={
+            "target": nodes["target"],
+            "eval_tokens": nodes["eval_tokens"],
+            "eval_examples": eval_examples,
+            "tokenizer": nodes["target_tokenizer"],
+        },
+    )
+    return nodes
+
+
+def _proxy_nodes(config: Config, examples: Node, tokens: Node, tokenizer: Node) -> dict[str, Node]:
+    proxy = Node(
+        artifact="proxy",
+        stage="train_proxy",
+        config=ProxySettings(config.proxy, config.tokens.max_tokens),
+        settings={**_settings(config.proxy, without=("seed",)), "max_tokens": config.tokens.max_tokens},
+        inputs={"tokens": tokens, "tokenizer": tokenizer},
+        seed=config.proxy.seed or 0,
+        outside=_model_outside(config.proxy, "proxy"),
+    )
+    trajectories = Node(
+        artifact="trajectories",
+        stage="score_examples",
+        config=config.score,
+        settings=_settings(config.score, without=("checkpoints_per_pass",)),
+        inputs={"tokens": tokens, "tokenizer": tokenizer, "proxy": proxy},
+    )
+    clusters = Node(
+        artifact="clusters",
+        stage="cluster_trajectories",
+        config=config.cluster,
+        settings=_settings(config.cluster, without=("seed",)),
+        inputs={"trajectories": trajectories, "examples": examples},
+        seed=config.cluster.seed or 0,
+    )
+    return {"proxy": proxy, "trajectories": trajectories, "clusters": clusters}
+
+
+def _examples_node(config: Config, files: tuple[InputFile, ...]) -> Node:
+    held_out = config.evaluate.held_out if config.evaluate.path is None and config.examples.synthetic is None else 0.0
+    return Node(
+        artifact="examples",
+        stage="prepare_examples",
+        config=PrepareSettings(
+            config.examples, files, "train", held_out, derive_seed(config.seed, "synthetic"), "examples"
+        ),
+        settings={**_settings(config.examples, without=("path", "on_bad_row", "max_rejected")), "held_out": held_out},
+        inputs={},
+        seed=derive_seed(config.seed, "synthetic") if config.examples.synthetic else 0,
+        outside=_files_outside(files),
+    )
+
+
+def _eval_examples_node(config: Config, files: Mapping[Any, tuple[InputFile, ...]], examples: Node) -> Node:
+    prepare: PrepareSettings = examples.config
+    if config.evaluate.path is None:
+        part = "held_out" if config.examples.synthetic is None else "eval"
+        return Node(
+            artifact="eval_examples",
+            stage="prepare_examples",
+            config=PrepareSettings(
+                prepare.examples, prepare.files, part, prepare.held_out, prepare.synthetic_seed, "examples"
+            ),
+            settings={**examples.settings, "part": part},
+            inputs={},
+            seed=examples.seed,
+            outside=examples.outside,
+        )
+    # Bad rows of held-out data are treated as those of the examples are.
+    section = config.examples.model_copy(
+        update={"path": config.evaluate.path, "synthetic": None, "format": "auto", "columns": config.evaluate.columns}
+    )
+    listed = files[config.evaluate.path]
+    return Node(
+        artifact="eval_examples",
+        stage="prepare_examples",
+        config=PrepareSettings(section, listed, "all", 0.0, 0, "evaluate"),
+        settings={**_settings(section, without=("path", "on_bad_row", "max_rejected")), "part": "all"},
+        inputs={"examples": examples},
+        outside=_files_outside(listed),
+    )
+
+
+def _tokenizer_node(config: Config, key: str, model: ModelConfig, examples: Node) -> Node:
+    pretrained = isinstance(model.model, str)
+    # Two fresh models share one tokenizer; a pretrained one brings its own, whatever `tokens` says of training.
+    settings = {} if pretrained else _settings(config.tokens, without=("template",))
+    return Node(
+        artifact="tokenizer",
+        stage="prepare_tokenizer",
+        config=TokenizerSettings(config.tokens, model if pretrained else None, key),
+        settings=settings,
+        inputs={} if pretrained else {"examples": examples},
+        outside=_model_outside(model, key),
+    )
+
+
+def _tokens_node(config: Config, examples: Node, tokenizer: Node) -> Node:
+    return Node(
+        artifact="tokens",
+        stage="tokenize_examples",
+        config=config.tokens,
+        settings={"max_tokens": config.tokens.max_tokens, "template": config.tokens.template},
+        inputs={"examples": examples, "tokenizer": tokenizer},
+    )
+
+
+def _settings(section: Section, without: tuple[str, ...] = ()) -> dict[str, Any]:
+    return section.model_dump(mode="python", exclude=set(without))
+
+
+def _files_outside(files: tuple[InputFile, ...]) -> Outside | None:
+    if not files:
+        return None
+    listed = tuple(OutsideFile(f.path, f.name, f.bytes, f.modified_ns) for f in files)
+    label = files[0].path if len(files) == 1 else f"{len(files)} files"
+    return Outside(label, listed, {f"source of {f.name}": f.source for f in files if f.source is not None})
+
+
+def _model_outside(model: ModelConfig, key: str) -> Outside | None:
+    if not isinstance(model.model, str):
+        return None
+    folder = Path(model.model).expanduser()
+    if folder.is_dir():
+        return Outside(str(folder), model_files(folder))
+    return Outside(f"{key}.model {model.model}", (), {"model": model.model, "revision": model.revision})
+
+
+def examine(pipeline: Pipeline, storage: Storage, digests: DigestCache) -> Iterator[NodeState]:
+    """Say of every node whether it exists, and if not, why it will run."""
+    known: dict[str, NodeState] = {}
+    for node in pipeline.nodes:
+        known[node.key] = state = _examine_node(node, known, storage, digests)
+        yield state
+
+
+def _examine_node(node: Node, known: Mapping[str, NodeState], storage: Storage, digests: DigestCache) -> NodeState:
+    parents = {name: known[parent.key] for name, parent in node.inputs.items()}
+    waiting = [name for name, parent in parents.items() if parent.artifact is None]
+    if waiting:
+        return NodeState(node, None, None, f"after {', '.join(dict.fromkeys(n.split('/')[0] for n in waiting))}")
+    outside = None
+    if node.outside is not None:
+        outside = digests.known(node.outside.files, node.outside.facts)
+        if outside is None:
+            return NodeState(node, None, None, f"input not yet hashed: {node.outside.label}")
+    inputs = {name: parent.artifact.digest for name, parent in parents.items() if parent.artifact is not None}
+    fingerprint = node.fingerprint(inputs, outside)
+    artifact = storage.find(node.artifact, fingerprint)
+    if artifact is not None:
+        return NodeState(node, fingerprint, artifact, "cached")
+    return NodeState(node, fingerprint, None, "no artifact of these settings and inputs")

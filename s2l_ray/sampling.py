@@ -1,0 +1,448 @@
+"""Which rows to take: every selector is a ranking of all rows, and every budget takes a prefix of it.
+
+Algorithm 1 of S2L with whole quotas has the property that makes this possible: one more row of budget raises
+exactly one cluster's quota by one. A budget in rows is then a prefix, a budget in tokens the longest prefix
+that fits, and a top-up the next rows.
+
+A selector returns `rank`, int64 [N], a permutation of 0..N-1 aligned with its inputs; 0 is taken first. One
+that scores rows is `score_rank`; any other is `rank_by` with the right keys. All take `draw_N`, the
+pseudo-random number of each row from `draw_hash`, and `tie_N`, unique integers (`example_id`) for the one
+case in 2**64 that two draws are equal. Nothing here depends on the order of the input rows.
+
+Shape suffixes: N examples, K clusters.
+"""
+
+import decimal
+import math
+import numbers
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from s2l_ray.errors import ConfigError, DataError
+
+IntArray = npt.NDArray[np.integer[Any]]
+Rank = npt.NDArray[np.int64]
+Labels = npt.NDArray[Any]
+
+OFFICIAL_SET_ASIDE_SIZE = 2
+"""The authors' code sets clusters of this size [rows] or less aside and fills with them what is left."""
+
+_KEY_TIE = 1e-12  # relative; far above the rounding of a key (3e-16), far below 1 / (rows of a cluster)
+
+
+def occurrences(content_hash_N: IntArray, example_id_N: IntArray) -> npt.NDArray[np.int64]:
+    """Number the copies of equal content, so that they get different draws.
+
+    Args:
+        content_hash_N: 64-bit hash of each row's content.
+        example_id_N: unique ids; copies are numbered in their order.
+
+    Returns:
+        int64 [N]: 0 for the first row of a content, 1 for its second copy, and so on.
+    """
+    return _position_in_group(content_hash_N, (example_id_N,))
+
+
+def draw_hash(content_hash_N: IntArray, occurrence_N: IntArray, seed: int) -> npt.NDArray[np.uint64]:
+    """Draw one pseudo-random number per row, a function of (seed, content, occurrence) and of nothing else.
+
+    Renaming, splitting or reordering the input files therefore does not change which contents are drawn, and
+    adding rows of other content changes no draw. Integer arithmetic modulo 2**64: the same on every platform.
+    For one seed and occurrence, different contents never collide (each round is a bijection).
+
+    Args:
+        content_hash_N: 64-bit hash of each row's content, signed or unsigned.
+        occurrence_N: from `occurrences`.
+        seed: any integer, taken modulo 2**64.
+
+    Returns:
+        uint64 [N].
+
+    Source:
+        The finaliser of SplitMix64 (Steele, Lea and Flood 2014).
+    """
+    with np.errstate(over="ignore"):
+        state = _mix(np.array([seed % 2**64], dtype=np.uint64) + _GOLDEN)
+        state = _mix((state ^ _as_uint64(content_hash_N)) + _GOLDEN)
+        return _mix(state + _as_uint64(occurrence_N) * _GOLDEN)
+
+
+_GOLDEN = np.uint64(0x9E37_79B9_7F4A_7C15)
+_MIX_1 = np.uint64(0xBF58_476D_1CE4_E5B9)
+_MIX_2 = np.uint64(0x94D0_49BB_1331_11EB)
+
+
+def _mix(z: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    z = (z ^ (z >> np.uint64(30))) * _MIX_1
+    z = (z ^ (z >> np.uint64(27))) * _MIX_2
+    return z ^ (z >> np.uint64(31))
+
+
+def _as_uint64(value_N: IntArray) -> npt.NDArray[np.uint64]:
+    if not np.issubdtype(value_N.dtype, np.integer):
+        raise TypeError(f"draw_hash needs integer arrays, got {value_N.dtype}.")
+    return value_N.astype(np.uint64)  # two's complement for negative values, on every platform
+
+
+def rank_by(*key_N: npt.NDArray[Any]) -> Rank:
+    """Rank rows by keys, ascending, the most significant key first.
+
+    Args:
+        *key_N: one or more arrays [N]; together they must tell all rows apart.
+
+    Returns:
+        rank int64 [N], a permutation of 0..N-1.
+    """
+    order_N = np.lexsort(key_N[::-1])
+    rank_N = np.empty(len(order_N), dtype=np.int64)
+    rank_N[order_N] = np.arange(len(order_N))
+    return rank_N
+
+
+def order_of(rank_N: Rank) -> npt.NDArray[np.int64]:
+    """Return the positions of the rows in rank order; a budget of b rows takes the first b.
+
+    Args:
+        rank_N: a permutation of 0..N-1.
+
+    Returns:
+        int64 [N], the inverse permutation.
+    """
+    order_N = np.empty(len(rank_N), dtype=np.int64)
+    order_N[rank_N] = np.arange(len(rank_N))
+    return order_N
+
+
+def random_rank(draw_N: IntArray, tie_N: IntArray) -> Rank:
+    """Rank all rows at random.
+
+    Args:
+        draw_N: from `draw_hash`.
+        tie_N: unique integers.
+
+    Returns:
+        rank int64 [N].
+    """
+    return rank_by(draw_N, tie_N)
+
+
+def random_per_source_rank(source_N: Labels, draw_N: IntArray, tie_N: IntArray) -> Rank:
+    """Rank so that every prefix takes equally from the sources that still have rows, at random inside each.
+
+    Args:
+        source_N: source of each row, strings or integers.
+        draw_N: from `draw_hash`.
+        tie_N: unique integers.
+
+    Returns:
+        rank int64 [N].
+    """
+    return balanced_rank(source_N, draw_N, tie_N)
+
+
+def score_rank(score_N: npt.NDArray[Any], draw_N: IntArray, tie_N: IntArray) -> Rank:
+    """Rank by a score, highest first; equal scores in the order of the draw.
+
+    Args:
+        score_N: real scores, finite. Negate them to take the lowest first.
+        draw_N: from `draw_hash`.
+        tie_N: unique integers.
+
+    Returns:
+        rank int64 [N].
+
+    Raises:
+        DataError: a score that is NaN or infinite; carries the `tie_N` of those rows as ids.
+    """
+    bad = np.flatnonzero(~np.isfinite(score_N))
+    if len(bad):
+        ids = [int(i) for i in tie_N[bad]]
+        raise DataError(
+            f"{len(ids)} of {len(score_N)} rows have a score that is NaN or infinite (example_id "
+            f"{', '.join(str(i) for i in ids[:5])}); expected finite scores. "
+            "Score the examples again in bf16 or fp32.",
+            example_ids=ids,
+        )
+    return rank_by(-score_N.astype(np.float64), draw_N, tie_N)
+
+
+def cluster_keys(stratum_N: Labels, cluster_id_N: IntArray) -> npt.NDArray[np.int64]:
+    """Number the pairs (stratum, cluster_id), since cluster ids start at 0 in every stratum.
+
+    Args:
+        stratum_N: stratum of each row, strings or integers.
+        cluster_id_N: cluster of each row inside its stratum.
+
+    Returns:
+        int64 [N]: 0, 1, 2, ... without gaps, in the order of (stratum, cluster_id).
+    """
+    _, stratum_code_N = np.unique(stratum_N, return_inverse=True)
+    ids, id_code_N = np.unique(cluster_id_N, return_inverse=True)
+    pair_N = stratum_code_N.astype(np.int64) * max(len(ids), 1) + id_code_N
+    key_N: npt.NDArray[np.int64] = np.unique(pair_N, return_inverse=True)[1].astype(np.int64)
+    return key_N
+
+
+def balanced_rank(cluster_N: Labels, draw_N: IntArray, tie_N: IntArray, exponent: float = 0.0) -> Rank:
+    """Rank rows so that every prefix is shared over the clusters as evenly as their sizes allow.
+
+    Inside a cluster the order is that of the draw. The j-th row (from 0) of a cluster of n rows has the key
+    (j + 1) / n**exponent; the smallest key is next, equal keys go from the largest cluster to the smallest,
+    and from the highest cluster id to the lowest among clusters of one size. With exponent 0 the first b rows
+    are those of `quotas(sizes, b)`, Algorithm 1, for every b. With exponent 1 the clusters keep their natural
+    shares.
+
+    Args:
+        cluster_N: cluster of each row; any integers or strings, numbered in their sorted order.
+        draw_N: from `draw_hash`.
+        tie_N: unique integers.
+        exponent: 0 to 1.
+
+    Returns:
+        rank int64 [N].
+
+    Raises:
+        ConfigError: an exponent outside 0..1.
+
+    Source:
+        Yang et al. 2024 (arXiv 2403.07384), Algorithm 1; for other exponents, a divisor method of
+        apportionment.
+    """
+    if not 0.0 <= exponent <= 1.0:
+        raise ConfigError(
+            f"select.quota_exponent is {exponent}; expected a number from 0 (equal quotas) to 1 (quotas "
+            "in proportion to the size of a cluster). Set select.quota_exponent accordingly."
+        )
+    _, cluster_code_N, size_K = np.unique(cluster_N, return_inverse=True, return_counts=True)
+    position_N = _position_in_group(cluster_code_N, (draw_N, tie_N))
+    key_N = _level(position_N, size_K[cluster_code_N], exponent)
+    return rank_by(key_N, -size_K[cluster_code_N], -cluster_code_N, position_N)
+
+
+def official_rank(source_N: Labels, cluster_N: IntArray, draw_N: IntArray, tie_N: IntArray) -> Rank:
+    """Rank rows by the rule of the authors' code.
+
+    The budget is shared over the sources by Algorithm 1, smallest source first. Inside a source it is shared
+    over the clusters of more than two rows, again by Algorithm 1; when these are used up, the rows of the
+    smaller clusters follow, drawn from all of them together. Both levels raise one quota by one when the
+    budget grows by one, so the rule is a ranking too. Their code sorts sources and clusters of equal size in
+    no particular order; here the highest id gets the odd row.
+
+    Args:
+        source_N: source of each row, strings or integers.
+        cluster_N: cluster of each row inside its source.
+        draw_N: from `draw_hash`.
+        tie_N: unique integers.
+
+    Returns:
+        rank int64 [N].
+
+    Source:
+        github.com/BigML-CS-UCLA/S2L, `schedules/s2l.py`.
+    """
+    _, source_code_N = np.unique(source_N, return_inverse=True)
+    cluster_code_N = cluster_keys(source_code_N, cluster_N)
+    size_N = np.bincount(cluster_code_N)[cluster_code_N]
+    position_N = _position_in_group(cluster_code_N, (draw_N, tie_N))
+    aside_N = size_N <= OFFICIAL_SET_ASIDE_SIZE
+
+    def among_large(key_N: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return np.where(aside_N, 0, key_N)
+
+    inner_N = rank_by(
+        aside_N, among_large(position_N), among_large(-size_N), among_large(-cluster_code_N), draw_N, tie_N
+    )
+    return balanced_rank(source_code_N, inner_N, inner_N)
+
+
+def quotas(size_K: IntArray, budget: int) -> npt.NDArray[np.int64]:
+    """Share a budget over clusters by Algorithm 1, as the paper writes it.
+
+    Clusters are visited from the smallest to the largest (equal sizes by id); the k-th of K gets
+    R_k = floor((budget - taken so far) / (K - k + 1)) rows, or all of its rows when it has fewer.
+
+    Args:
+        size_K: rows of each cluster.
+        budget: rows to take, 0 to sum(size_K).
+
+    Returns:
+        int64 [K], rows to take from each cluster; they sum to the budget.
+
+    Raises:
+        ConfigError: a budget below 0 or above the number of rows.
+
+    Source:
+        Yang et al. 2024 (arXiv 2403.07384), Algorithm 1.
+    """
+    if not 0 <= budget <= int(size_K.sum()):
+        raise ConfigError(
+            f"The budget is {budget} rows; expected 0 to {int(size_K.sum())}, the number of rows. "
+            "Set select.budget accordingly."
+        )
+    quota_K = np.zeros(len(size_K), dtype=np.int64)
+    left = budget
+    for visited, k in enumerate(np.argsort(size_K, kind="stable")):
+        quota_K[k] = min(left // (len(size_K) - visited), int(size_K[k]))
+        left -= int(quota_K[k])
+    return quota_K
+
+
+def _position_in_group(group_N: npt.NDArray[Any], key_N: tuple[npt.NDArray[Any], ...]) -> npt.NDArray[np.int64]:
+    """Number the rows of each group from 0 in the order of the keys, most significant first."""
+    order_N = np.lexsort((*key_N[::-1], group_N))
+    sorted_group_N = group_N[order_N]
+    index_N = np.arange(len(order_N))
+    starts_N = np.ones(len(order_N), dtype=bool)
+    starts_N[1:] = sorted_group_N[1:] != sorted_group_N[:-1]
+    position_N = np.empty(len(order_N), dtype=np.int64)
+    position_N[order_N] = index_N - np.maximum.accumulate(np.where(starts_N, index_N, 0))
+    return position_N
+
+
+def _level(position_N: npt.NDArray[np.int64], size_N: IntArray, exponent: float) -> npt.NDArray[np.int64]:
+    """Turn (position + 1) / size**exponent into integers of the same order, equal where the keys are equal.
+
+    Rounding would break true ties such as 1 / sqrt(2) = 3 / sqrt(18) one way or the other. Keys closer than
+    _KEY_TIE count as equal; two rows of one cluster are never that close.
+    """
+    if exponent == 0.0:
+        return position_N
+    sizes, size_code_N = np.unique(size_N, return_inverse=True)
+    # decimal, because the last bit of a floating-point power differs between math libraries.
+    with decimal.localcontext(decimal.Context(prec=40)):
+        power = [float(decimal.Decimal(int(n)) ** decimal.Decimal(exponent)) for n in sizes]
+    key_N = (position_N + 1) / np.array(power, dtype=np.float64)[size_code_N]
+    keys, key_code_N = np.unique(key_N, return_inverse=True)
+    steps = np.diff(keys, prepend=keys[:1]) > _KEY_TIE * keys
+    level_N: npt.NDArray[np.int64] = np.cumsum(steps, dtype=np.int64)[key_code_N]
+    return level_N
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much to select.
+
+    Attributes:
+        kind: what the amount counts.
+        amount: rows (int, at least 1), a fraction of the kept rows (float, 0 < x <= 1), or tokens (int, at
+            least 1).
+    """
+
+    kind: Literal["rows", "fraction", "tokens"]
+    amount: int | float
+
+
+_HOW_TO_WRITE = (
+    'Write rows as an integer (5000, "5k", "300 rows"), a fraction of the kept rows as a number with a '
+    'decimal point (0.1) or a percentage ("10%"), or tokens with their unit ("2M tokens").'
+)
+_TEXT = re.compile(r"([+-]?\d+(?:\.\d+)?)\s*(%|[kKmMbB])?\s*(rows?|tokens?)?", re.ASCII)
+_MULTIPLE = {"k": 10**3, "m": 10**6, "b": 10**9}
+
+
+def parse_budget(value: int | float | str) -> Budget:
+    """Read a budget: 1 is one row, 1.0 is all rows.
+
+    Args:
+        value: int = rows; 0 < float <= 1 = fraction of the kept rows; or text: "10%", "5k", "1.5M", "300
+            rows", "2M tokens" (k, M and B are 10**3, 10**6 and 10**9, in either case), or a plain number as
+            above.
+
+    Returns:
+        The budget with its kind.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    if isinstance(value, str):
+        return _parse_text(value)
+    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
+        raise _bad_budget(value, "a number or text")
+    if isinstance(value, numbers.Integral):
+        return _whole("rows", Fraction(int(value)), value)
+    return _fraction(float(value), value)
+
+
+def _parse_text(text: str) -> Budget:
+    match = _TEXT.fullmatch(text.strip())
+    if match is None:
+        raise _bad_budget(text, "a number with an optional %, k, M or B and an optional unit")
+    number, suffix, unit = match.groups()
+    if suffix == "%":
+        if unit is not None:
+            raise _bad_budget(text, "a percentage without a unit; it always counts rows")
+        return _fraction(float(Fraction(number) / 100), text)
+    if suffix is None and unit is None and "." in number:
+        return _fraction(float(number), text)
+    amount = Fraction(number) * (_MULTIPLE[suffix.lower()] if suffix else 1)
+    return _whole("tokens" if unit is not None and unit.startswith("token") else "rows", amount, text)
+
+
+def _whole(kind: Literal["rows", "tokens"], amount: Fraction, value: object) -> Budget:
+    if amount.denominator != 1 or amount < 1:
+        raise _bad_budget(value, f"a whole number of {kind}, at least 1")
+    return Budget(kind, int(amount))
+
+
+def _fraction(fraction: float, value: object) -> Budget:
+    if not 0.0 < fraction <= 1.0:  # also NaN
+        raise _bad_budget(value, "a fraction above 0 and up to 1 (0 % to 100 %)")
+    return Budget("fraction", fraction)
+
+
+def _bad_budget(value: object, expected: str) -> ConfigError:
+    return ConfigError(f"select.budget is {value!r}; expected {expected}. {_HOW_TO_WRITE}")
+
+
+def rows_in_budget(budget: Budget, n_rows: int, tokens_in_rank_order_N: IntArray | None = None) -> int:
+    """Turn a budget into the length of the prefix of a ranking.
+
+    A token budget takes the longest prefix whose tokens fit; it never skips a row that is too long to reach
+    shorter ones behind it, since budgets would then not be prefixes. One that is larger than all rows
+    together takes all rows.
+
+    Args:
+        budget: from `parse_budget`.
+        n_rows: N, kept rows that are ranked.
+        tokens_in_rank_order_N: tokens of each row, the row of rank 0 first; needed for a token budget only.
+
+    Returns:
+        Number of rows, 1 to N. A fraction is rounded down, but to no less than one row.
+
+    Raises:
+        DataError: there are no rows.
+        ConfigError: more rows than there are, or fewer tokens than the first row of the ranking has.
+        ValueError: a token budget without the rows' tokens.
+    """
+    if n_rows < 1:
+        raise DataError("There is no row to select from; expected at least one kept example. Check rejected.parquet.")
+    if budget.kind == "rows":
+        if budget.amount > n_rows:
+            raise ConfigError(
+                f"select.budget is {budget.amount} rows but only {n_rows} rows are kept; expected at most "
+                f'{n_rows}. Set select.budget lower, or to "100%" for all rows.'
+            )
+        return int(budget.amount)
+    if budget.kind == "fraction":
+        # The guard makes 0.29 * 100 = 28.999999999999996 the 29 rows that it means.
+        return min(n_rows, max(1, math.floor(budget.amount * n_rows * (1 + 1e-12))))
+    if tokens_in_rank_order_N is None or len(tokens_in_rank_order_N) != n_rows:
+        raise ValueError("a token budget needs the tokens of every row, in rank order.")
+    n_fit = int(np.searchsorted(np.cumsum(tokens_in_rank_order_N, dtype=np.int64), budget.amount, side="right"))
+    if n_fit == 0:
+        first, smallest = int(tokens_in_rank_order_N[0]), int(tokens_in_rank_order_N.min())
+        found = (
+            f"the smallest example has {smallest}"
+            if smallest > budget.amount
+            else f"the first example of the ranking has {first} (the smallest has {smallest})"
+        )
+        raise ConfigError(
+            f"select.budget is {budget.amount} tokens but {found}; expected room for the first example "
+            f"of the ranking. Set select.budget to {first} tokens or more."
+        )
+    return n_fit

@@ -1,0 +1,79 @@
+"""`scores` and `subset` of every arm -> `comparison`: `arms.parquet`, a row per arm and metric.
+
+Scores carry a 95 % interval over held-out rows: how sure this model's score is, not how sure the method is (that takes
+several seeds).
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from s2l_ray import schemas
+from s2l_ray.artifacts import Artifact, StagedOutput, StageResult
+from s2l_ray.config import ResourcesConfig
+from s2l_ray.scoring import Mean, tail_groups, weighted_mean
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The pool's examples, and of every arm its subset and scores."""
+
+    examples: Artifact
+    arms: Mapping[str, tuple[Artifact, Artifact]]
+
+    @classmethod
+    def from_named(cls, named: Mapping[str, Artifact]) -> "Inputs":
+        """Take `subset/ARM` and `scores/ARM` apart."""
+        arms = [name.partition("/")[2] for name in named if name.startswith("subset/")]
+        return cls(named["examples"], {arm: (named[f"subset/{arm}"], named[f"scores/{arm}"]) for arm in arms})
+
+
+def compare_arms(
+    inputs: Inputs, config: None, resources: ResourcesConfig, output: StagedOutput, *, seed: int
+) -> StageResult:
+    """Put the arms side by side."""
+    examples = inputs.examples.read_table("examples-", ["example_id", "source", "skill", "is_wrong"])
+    labels = {row["example_id"]: row for row in examples.to_pylist()} if _has_labels(examples) else {}
+    rows = []
+    for arm, (subset, scores) in inputs.arms.items():
+        for metric, mean in _metrics(subset, scores, labels):
+            low, high = mean.interval
+            rows.append({"arm": arm, "metric": metric, "value": mean.value, "low": low, "high": high})
+    table = pa.Table.from_pylist(rows, schema=schemas.ARMS)
+    record = output.write_parquet("arms.parquet", [table], schemas.ARMS)
+    return StageResult([record], {"arms": list(inputs.arms)})
+
+
+def _has_labels(examples: pa.Table) -> bool:
+    return any(examples.column(name).null_count < len(examples) for name in ("skill", "is_wrong"))
+
+
+def _metrics(subset: Artifact, scores: Artifact, labels: Mapping[int, Mapping[str, Any]]) -> Iterator[tuple[str, Mean]]:
+    table = scores.read_table("scores.parquet").to_pylist()
+    group_by = "skill" if any(row["group_by"] == "skill" for row in table) else "source"
+    counts = Counter(row[group_by] or "" for row in labels.values())
+    for metric in dict.fromkeys(row["metric"] for row in table):
+        of_metric = [row for row in table if row["metric"] == metric]
+        groups = {row["group"]: _mean(row) for row in of_metric if row["group_by"] == group_by}
+        if groups:
+            yield f"macro_{metric}", weighted_mean(groups)
+        if groups and counts:
+            yield f"micro_{metric}", weighted_mean(groups, counts)
+        else:
+            yield f"micro_{metric}", next(_mean(row) for row in of_metric if row["group_by"] == "all")
+    rows = subset.summary["rows"]
+    yield "rows", Mean(rows, None, rows)
+    yield "response_tokens", Mean(subset.summary["target_response_tokens"], None, rows)
+    if labels:
+        chosen = [labels[i] for i in subset.read_table("subset.parquet", ["example_id"]).column(0).to_pylist()]
+        tail = tail_groups(counts)
+        yield "tail_share", Mean(sum((row[group_by] or "") in tail for row in chosen) / rows, None, rows)
+        if any(row["is_wrong"] is not None for row in labels.values()):
+            yield "wrong_share", Mean(sum(bool(row["is_wrong"]) for row in chosen) / rows, None, rows)
+
+
+def _mean(row: Mapping[str, Any]) -> Mean:
+    return Mean(row["value"], row["standard_error"], row["rows"])

@@ -1,0 +1,237 @@
+"""Input files -> `examples` or `eval_examples`: `examples-*.parquet`, `rejected.parquet`.
+
+Every file is read once, by one worker. Rows in = rows kept + rows rejected + rows on the other side of the hash-held-out
+split, checked before the commit. The embedded corpus is written as `input.jsonl` and read like any other file.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from s2l_ray import schemas
+from s2l_ray.artifacts import Artifact, FileRecord, StagedOutput, StageResult
+from s2l_ray.config import ResourcesConfig
+from s2l_ray.errors import ArtifactError, DataError
+from s2l_ray.examples import (
+    Example,
+    RejectedRow,
+    bad_row_error,
+    examples_table,
+    find_duplicate_user_ids,
+    held_out,
+    read_examples,
+)
+from s2l_ray.inputs import InputFile, find_inputs
+from s2l_ray.layouts import Layout, detect_layout
+from s2l_ray.log import display
+from s2l_ray.overlap import PromptKeys, count_overlap, prompt_keys
+from s2l_ray.plan import PrepareSettings
+from s2l_ray.stages.runtime import Receipt, map_shards
+
+ROW_GROUP = 4096
+GROUP_BYTES = 64 << 20
+SYNTHETIC_INPUT = "input.jsonl"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """`examples` where held-out data comes from its own files, to measure how much of it is in the training data."""
+
+    examples: Artifact | None = None
+
+
+@dataclass(frozen=True)
+class FileGroup:
+    """Files that one worker reads."""
+
+    piece: str
+    files: tuple[InputFile, ...]
+
+    @property
+    def rows(self) -> int:
+        """Size for the progress bar [KiB]."""
+        return max(1, sum(file.bytes for file in self.files) >> 10)
+
+
+@dataclass(frozen=True)
+class ReadFiles:
+    """Reads a group of files into one file of examples and one of rejected rows."""
+
+    settings: PrepareSettings
+    layout: Layout
+    output: StagedOutput
+
+    def __call__(self, group: FileGroup) -> Receipt:
+        """Write `examples-*` and, to be merged, rejected rows; the note counts rows and holds warnings."""
+        tally = _Tally()
+        record = self.output.write_parquet(
+            f"examples-{group.piece}.parquet", self._tables(group, tally), schemas.EXAMPLES
+        )
+        if tally.rejected:
+            self.output.write_bytes(_rejected_path(group), json.dumps(tally.rejected).encode())
+        note = {"rows_in": tally.rows_in, "rows_other": tally.rows_other, "rows_rejected": len(tally.rejected)}
+        return [record], {**note, "sources": dict(tally.sources), "warnings": tally.warnings[:20]}
+
+    def _tables(self, group: FileGroup, tally: "_Tally") -> Iterator[pa.Table]:
+        kept: list[Example] = []
+        for file in group.files:
+            for item in read_examples(file, self.layout, on_warning=tally.warnings.append):
+                tally.rows_in += 1
+                if isinstance(item, RejectedRow):
+                    if self.settings.examples.on_bad_row == "error":
+                        raise bad_row_error(item)
+                    tally.rejected.append([item.input_file, item.input_row, item.reason])
+                    continue
+                kept.append(item)
+                if len(kept) == ROW_GROUP:
+                    yield self._side(kept, tally)
+                    kept = []
+        yield self._side(kept, tally)
+
+    def _side(self, examples: list[Example], tally: "_Tally") -> pa.Table:
+        if self.settings.held_out:
+            held = held_out(np.array([e.content_hash for e in examples], np.int64), self.settings.held_out)
+            wanted = held if self.settings.part == "held_out" else ~held
+            tally.rows_other += int(len(examples) - wanted.sum())
+            examples = [e for e, take in zip(examples, wanted, strict=True) if take]
+        tally.sources.update(e.source or "" for e in examples)
+        return examples_table(examples)
+
+
+@dataclass
+class _Tally:
+    rows_in: int = 0
+    rows_other: int = 0
+    rejected: list[list[Any]] = field(default_factory=list)
+    sources: Counter[str] = field(default_factory=Counter)
+    warnings: list[str] = field(default_factory=list)
+
+
+def prepare_examples(
+    inputs: Inputs, config: PrepareSettings, resources: ResourcesConfig, output: StagedOutput, *, seed: int
+) -> StageResult:
+    """Read the input, keep what is an example, and account for every row.
+
+    Raises:
+        DataError: a bad row where none is allowed, too many of them, duplicated ids, or nothing kept.
+    """
+    records: list[FileRecord] = []
+    files = config.files
+    if config.examples.synthetic is not None:
+        record = output.write_bytes(SYNTHETIC_INPUT, _synthetic_lines(config))
+        records.append(record)
+        files = find_inputs(f"{output.uri}/{SYNTHETIC_INPUT}", key="examples.synthetic")
+    layout = detect_layout(files, config.examples.format, config.examples.columns, key=config.key)
+    groups = _groups(files)
+    work = ReadFiles(config, layout, output)
+    pool = resources.prepare_examples
+    receipts = map_shards(work, groups, output, pool, label="prepare examples", unit="KiB")
+    notes = [note for _, note in receipts]
+    records += [record for written, _ in receipts for record in written]
+    for warning in [w for note in notes for w in note["warnings"]][:5]:
+        display.warn(warning)
+    rejected = [row for g in groups for row in json.loads(output.read_bytes(_rejected_path(g)) or b"[]")]
+    records.append(output.write_parquet("rejected.parquet", [_rejected_table(rejected)], schemas.REJECTED))
+    summary = _account(config, receipts, len(rejected))
+    _check_user_ids(output, receipts)
+    if inputs.examples is not None:
+        summary["overlap"] = _overlap(inputs.examples, output, receipts)
+    return StageResult(records, summary)
+
+
+def _groups(files: tuple[InputFile, ...]) -> list[FileGroup]:
+    groups: list[list[InputFile]] = []
+    size = 0
+    for file in files:
+        if not groups or size + file.bytes > GROUP_BYTES:
+            groups.append([])
+            size = 0
+        groups[-1].append(file)
+        size += file.bytes
+    return [FileGroup(f"{index:05d}", tuple(group)) for index, group in enumerate(groups)]
+
+
+def _synthetic_lines(config: PrepareSettings) -> bytes:
+    from s2l_ray.synthetic import SyntheticSpec, generate_eval_rows, generate_rows
+
+    assert config.examples.synthetic is not None
+    spec = SyntheticSpec(**config.examples.synthetic.model_dump())
+    make = generate_eval_rows if config.part == "eval" else generate_rows
+    return "".join(json.dumps(row) + "\n" for row in make(spec, config.synthetic_seed)).encode()
+
+
+def _rejected_path(group: FileGroup) -> str:
+    return f"scratch/rejected-{group.piece}.json"
+
+
+def _rejected_table(rows: list[list[Any]]) -> pa.Table:
+    columns = list(zip(*rows, strict=True)) if rows else [(), (), ()]
+    return pa.table(
+        [pa.array(c, f.type) for c, f in zip(columns, schemas.REJECTED, strict=True)], schema=schemas.REJECTED
+    )
+
+
+def _account(config: PrepareSettings, receipts: list[Receipt], rows_rejected: int) -> dict[str, Any]:
+    notes = [note for _, note in receipts]
+    rows_in = sum(note["rows_in"] for note in notes)
+    rows_other = sum(note["rows_other"] for note in notes)
+    rows_kept = sum(record.rows or 0 for written, _ in receipts for record in written)
+    if rows_in != rows_kept + rows_rejected + rows_other:
+        raise ArtifactError(
+            f"{rows_in} rows in, but {rows_kept} kept + {rows_rejected} rejected + {rows_other} on the other side. "
+            "A row was lost; this is a fault of the program, please report it."
+        )
+    if rows_rejected > config.examples.max_rejected * rows_in:
+        raise DataError(
+            f"{rows_rejected} of {rows_in} rows are bad, more than examples.max_rejected = "
+            f"{config.examples.max_rejected:g} allows. Mend the data, or raise the limit."
+        )
+    if rows_kept == 0:
+        raise DataError(f"{config.key}: no row is left of {rows_in}. Expected at least one usable row.")
+    sources = sum((Counter(note["sources"]) for note in notes), Counter())
+    return {
+        "rows_in": rows_in,
+        "rows_kept": rows_kept,
+        "rows_rejected": rows_rejected,
+        "rows_other_side": rows_other,
+        "rows_per_source": dict(sorted(sources.items())),
+    }
+
+
+def _written(output: StagedOutput, receipts: list[Receipt], columns: list[str]) -> Iterator[pa.Table]:
+    for records, _ in receipts:
+        for record in records:
+            yield output.read_parquet(record.path, columns)
+
+
+def _check_user_ids(output: StagedOutput, receipts: list[Receipt]) -> None:
+    repeated = find_duplicate_user_ids(t.column("user_id") for t in _written(output, receipts, ["user_id"]))
+    if repeated:
+        raise DataError(
+            f"these ids stand on more than one row: {', '.join(map(repr, repeated))}. Ids must be unique; mend the data, "
+            "or rename the column if it holds no ids."
+        )
+
+
+def _overlap(examples: Artifact, output: StagedOutput, receipts: list[Receipt]) -> dict[str, int]:
+    held = [keys for table in _written(output, receipts, ["turns"]) for keys in _keys(table)]
+    training = (
+        keys for record in examples.files("examples-") for keys in _keys(examples.read_rows(record, columns=["turns"]))
+    )
+    overlap = count_overlap(training, held)
+    if overlap["digit_blind"]:
+        display.warn(
+            f"{overlap['exact']} of {overlap['rows']} held-out prompts stand in the training data word for word, "
+            f"{overlap['digit_blind']} up to their digits; scores on them say little"
+        )
+    return overlap
+
+
+def _keys(table: pa.Table) -> Iterator[PromptKeys]:
+    for turns in table.column("turns").to_pylist():
+        yield prompt_keys((turn["role"], turn["content"]) for turn in turns)

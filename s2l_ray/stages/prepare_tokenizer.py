@@ -1,0 +1,59 @@
+"""Examples, or a pretrained model -> `tokenizer`: a folder that `AutoTokenizer.from_pretrained` loads.
+
+Later stages read text with this folder alone, so that they need neither the model nor a network.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from s2l_ray.artifacts import Artifact, StagedOutput, StageResult
+from s2l_ray.config import ResourcesConfig
+from s2l_ray.errors import ConfigError
+from s2l_ray.models import pretrained_folder
+from s2l_ray.plan import TokenizerSettings
+from s2l_ray.tokens import ExampleTokenizer, render, save_tokenizer, train_tokenizer
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """`examples` where a tokenizer is trained on them."""
+
+    examples: Artifact | None = None
+
+
+def prepare_tokenizer(
+    inputs: Inputs, config: TokenizerSettings, resources: ResourcesConfig, output: StagedOutput, *, seed: int
+) -> StageResult:
+    """Train a tokenizer, or take over that of a pretrained model."""
+    with tempfile.TemporaryDirectory(prefix="s2l-") as temporary:
+        folder = Path(temporary)
+        if inputs.examples is None:
+            _take_over(config, folder)
+        else:
+            kind = config.tokens.tokenizer
+            tokenizer = train_tokenizer(_texts(inputs.examples, config), kind, config.tokens.vocab_size)
+            save_tokenizer(tokenizer, folder, config.tokens.max_tokens)
+        opened = ExampleTokenizer(folder)
+        records = output.add_folder(folder, "")
+    return StageResult(records, {"vocab_size": opened.vocab_size, "eos_id": opened.eos_id, "pad_id": opened.pad_id})
+
+
+def _texts(examples: Artifact, config: TokenizerSettings) -> Iterator[str]:
+    for record in examples.files("examples-"):
+        for turns in examples.read_rows(record, columns=["turns"]).column("turns").to_pylist():
+            for segment in render([(turn["role"], turn["content"]) for turn in turns], config.tokens.template):
+                yield segment.text
+
+
+def _take_over(config: TokenizerSettings, folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    assert config.pretrained is not None
+    source = pretrained_folder(config.pretrained, config.key)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=config.pretrained.trust_remote_code)
+    except (ValueError, OSError, KeyError) as error:
+        raise ConfigError(f"{config.key}.model: the tokenizer in {source} does not load: {error}") from error
+    tokenizer.save_pretrained(folder)

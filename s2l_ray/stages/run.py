@@ -1,0 +1,167 @@
+"""Running a pipeline: fingerprint, skip what exists, run what does not, commit.
+
+Nodes whose inputs exist run side by side as far as the cluster's CPUs allow, so that independent arms share one Ray
+instance and no stage waits for CPUs that another one holds for good.
+"""
+
+import importlib
+import platform
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+from s2l_ray.artifacts import Artifact, StagedOutput, Storage
+from s2l_ray.config import PoolResources, ResourcesConfig, TrainResources
+from s2l_ray.digests import DigestCache
+from s2l_ray.errors import ArtifactError
+from s2l_ray.log import display, duration
+from s2l_ray.plan import Node, Pipeline, examine
+
+BUSY_SECONDS = 2.0
+
+
+@dataclass
+class RunResult:
+    """What a run came to."""
+
+    artifacts: dict[str, Artifact] = field(default_factory=dict)
+    """By node key."""
+    ran: list[str] = field(default_factory=list)
+    """Labels of the nodes that were not there before."""
+    seconds: float = 0.0
+
+
+class Runner:
+    """Runs the nodes of one pipeline in one storage."""
+
+    def __init__(self, pipeline: Pipeline, storage: Storage, resources: ResourcesConfig) -> None:
+        self._pipeline, self._storage, self._resources = pipeline, storage, resources
+        self._digests = DigestCache(storage)
+        self._digest_lock = threading.Lock()
+        self.result = RunResult()
+
+    def run(self) -> RunResult:
+        """Bring every artifact of the pipeline into being.
+
+        Raises:
+            S2LError: a stage failed; what was committed stays.
+        """
+        started = time.monotonic()
+        states = list(examine(self._pipeline, self._storage, self._digests))
+        for state in states:
+            if state.artifact is not None:
+                self.result.artifacts[state.node.key] = state.artifact
+        todo = [state.node for state in states if state.artifact is None]
+        if todo:
+            from s2l_ray.stages.runtime import connected
+
+            self._storage.check_writable()
+            with connected(self._resources):
+                self._run_nodes(todo)
+        self.result.seconds = time.monotonic() - started
+        return self.result
+
+    def _run_nodes(self, todo: list[Node]) -> None:
+        from s2l_ray.stages.runtime import total_cpus
+
+        free = total_cpus()
+        waiting, running = list(todo), dict[Future[Artifact], tuple[Node, float]]()
+        with ThreadPoolExecutor(max_workers=16, thread_name_prefix="stage") as threads:
+            try:
+                while waiting or running:
+                    for node in list(waiting):
+                        claim = self._claim(node)
+                        ready = all(parent.key in self.result.artifacts for parent in node.inputs.values())
+                        if ready and (claim <= free or not running):
+                            waiting.remove(node)
+                            free -= claim
+                            running[threads.submit(self._run_node, node)] = (node, claim)
+                    finished, _ = wait(running, return_when=FIRST_COMPLETED)
+                    for future in finished:
+                        node, claim = running.pop(future)
+                        free += claim
+                        self.result.artifacts[node.key] = future.result()
+            except BaseException:
+                for future in running:
+                    future.cancel()
+                # Stages at work hold Ray resources; leaving the block disconnects Ray, which ends them.
+                import ray
+
+                ray.shutdown()
+                raise
+
+    def _claim(self, node: Node) -> float:
+        from s2l_ray.stages.runtime import claimed_cpus
+
+        demand = getattr(self._resources, node.stage, None)
+        return claimed_cpus(demand) if isinstance(demand, PoolResources | TrainResources) else 0.0
+
+    def _run_node(self, node: Node) -> Artifact:
+        label = self._pipeline.label(node)
+        inputs = {name: self.result.artifacts[parent.key] for name, parent in node.inputs.items()}
+        fingerprint = self._fingerprint(node, inputs)
+        waited = False
+        while True:
+            artifact = self._storage.find(node.artifact, fingerprint)
+            if artifact is not None:
+                return artifact
+            output = self._storage.begin(node.artifact, fingerprint)
+            if output is not None:
+                break
+            if not waited:
+                display.say(f"{label}: another run is at it; waiting")
+                waited = True
+            time.sleep(BUSY_SECONDS)
+        started = time.monotonic()
+        with output.alive():
+            artifact = self._execute(node, inputs, output)
+        self.result.ran.append(label)
+        display.say(f"{label}: {duration(time.monotonic() - started)}")
+        return artifact
+
+    def _fingerprint(self, node: Node, inputs: Mapping[str, Artifact]) -> str:
+        outside = None
+        if node.outside is not None:
+            with self._digest_lock:
+                outside = self._digests.compute(node.outside.files, node.outside.facts)
+        return node.fingerprint({name: artifact.digest for name, artifact in inputs.items()}, outside)
+
+    def _execute(self, node: Node, inputs: Mapping[str, Artifact], output: StagedOutput) -> Artifact:
+        for name, artifact in inputs.items():
+            damaged = artifact.damaged_files()
+            if damaged:
+                artifact.discard()
+                raise ArtifactError(
+                    f"{name}: {artifact.uri}/{damaged[0]} is damaged: its checksum is not the manifest's. The artifact is set "
+                    "aside; run the same command again and its stage runs anew."
+                )
+        module = importlib.import_module(f"s2l_ray.stages.{node.stage}")
+        make_inputs = getattr(module.Inputs, "from_named", lambda named: module.Inputs(**named))
+        started = time.monotonic()
+        with ExitStack() as stack:
+            stack.enter_context(display.labelled(self._pipeline.arms.get(node.key, ())))
+            stage = getattr(module, node.stage)
+            result = stage(make_inputs(inputs), node.config, self._resources, output, seed=node.seed)
+        demand = getattr(self._resources, node.stage, None)
+        return output.commit(
+            result.files,
+            config={"settings": dict(node.settings), "seed": node.seed},
+            inputs={name: artifact.digest for name, artifact in inputs.items()},
+            summary=result.summary,
+            run={
+                "seconds": round(time.monotonic() - started, 3),
+                "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "versions": _versions(),
+                "resources": demand.model_dump() if demand is not None else {},
+            },
+        )
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    names = ("s2l-ray", "ray", "torch", "transformers", "deepspeed", "pyarrow", "numpy", "scikit-learn")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}

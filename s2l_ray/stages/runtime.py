@@ -1,0 +1,323 @@
+"""Ray: joining or starting it, what it must have, work over shards, and training runs.
+
+Everything that is peculiar to Ray stands here; the stages say what is to be done.
+"""
+
+import json
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import ray
+
+from s2l_ray import errors
+from s2l_ray.artifacts import FileRecord, StagedOutput
+from s2l_ray.config import PoolResources, ResourcesConfig, TrainResources
+from s2l_ray.errors import ConfigError, DataError, S2LError, StageFailed
+from s2l_ray.log import display
+
+PROGRESS_SECONDS = 0.5
+
+_ray_lock = threading.RLock()
+
+
+@contextmanager
+def connected(resources: ResourcesConfig) -> Iterator[None]:
+    """Join the cluster that config or `RAY_ADDRESS` names, else start a local Ray, for the length of the block.
+
+    Raises:
+        ConfigError: the cluster cannot be reached, or cannot hold what the config asks for.
+    """
+    if ray.is_initialized():
+        check_capacity(resources)
+        yield
+        return
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING", "0")
+    address = resources.address or os.environ.get("RAY_ADDRESS")
+    verbose = bool(os.environ.get("S2L_VERBOSE"))
+    options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": verbose}
+    try:
+        if address:
+            ray.init(address=address, **options)
+        else:
+            ray.init(address="local", include_dashboard=False, **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"no Ray cluster answers at {address or 'this machine'}: {error}. "
+            "Check `resources.address` and RAY_ADDRESS, or unset both to run locally."
+        ) from error
+    try:
+        check_capacity(resources)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def total_cpus() -> float:
+    """Return the CPUs that the cluster has."""
+    return float(ray.cluster_resources().get("CPU", 0))
+
+
+def claimed_cpus(demand: PoolResources | TrainResources) -> float:
+    """Return the least CPUs that a stage needs to make progress."""
+    count = demand.workers if isinstance(demand, TrainResources) else demand.actors[0]
+    return count * demand.cpus
+
+
+def check_capacity(resources: ResourcesConfig) -> None:
+    """Refuse demands that this cluster can never meet: Ray itself would wait for ever, in silence.
+
+    Raises:
+        ConfigError: a stage wants more CPUs or GPUs than there are.
+    """
+    have = ray.cluster_resources()
+    cpus, gpus = float(have.get("CPU", 0)), float(have.get("GPU", 0))
+    for name in type(resources).model_fields:
+        demand = getattr(resources, name)
+        if not isinstance(demand, PoolResources | TrainResources):
+            continue
+        count = demand.workers if isinstance(demand, TrainResources) else demand.actors[0]
+        for kind, each, there in (("CPU", demand.cpus, cpus), ("GPU", demand.gpus, gpus)):
+            if count * each > there:
+                raise ConfigError(
+                    f"resources.{name} asks for {count} x {each:g} {kind}, the cluster has {there:g}. "
+                    f"Lower the number of workers or their {kind.lower()}s; fractions such as 0.5 are allowed."
+                )
+        threads = count * demand.threads
+        if demand.gpus == 0 and threads > max(cpus, os.cpu_count() or 1):
+            display.warn(
+                f"resources.{name}: {count} workers x {demand.threads} threads on {cpus:g} CPUs; they will wait for one another"
+            )
+
+
+class Shard(Protocol):
+    """A unit of work over rows."""
+
+    @property
+    def piece(self) -> str:
+        """Name of the unit, unique and stable within the artifact."""
+
+    @property
+    def rows(self) -> int:
+        """Its size, for the progress bar."""
+
+
+Receipt = tuple[list[FileRecord], dict[str, Any]]
+"""The files that a unit of work wrote, and what it has to say."""
+
+
+def map_shards(
+    work: Callable[[Any], Receipt],
+    shards: Sequence[Shard],
+    output: StagedOutput,
+    pool: PoolResources,
+    *,
+    label: str,
+    unit: str = "rows",
+    stateful: bool = False,
+) -> list[Receipt]:
+    """Run `work` over shards with Ray Data and return the receipts in order of the shards.
+
+    A shard that an earlier attempt finished is not done again.
+
+    Args:
+        work: picklable; called in a worker, returns what it wrote through `output`.
+        shards: the units of work.
+        output: where receipts are kept.
+        pool: how many workers and what each gets.
+        label: for the progress bar.
+        unit: of `Shard.rows`.
+        stateful: keep one worker process per pool member (for models), instead of plain tasks.
+
+    Raises:
+        S2LError: what `work` raised; never retried.
+    """
+    receipts = {shard.piece: kept for shard in shards if (kept := output.finished(shard.piece)) is not None}
+    todo = [shard for shard in shards if shard.piece not in receipts]
+    size = {shard.piece: shard.rows for shard in shards}
+    with display.progress(label, sum(size.values()), unit) as progress:
+        done = sum(size[piece] for piece in receipts)
+        progress.update(done)
+        for piece, receipt in _stream(work, todo, output, pool, stateful) if todo else ():
+            receipts[piece] = receipt
+            done += size[piece]
+            progress.update(done)
+    return [receipts[shard.piece] for shard in shards]
+
+
+def _stream(
+    work: Callable[[Any], Receipt], shards: Sequence[Shard], output: StagedOutput, pool: PoolResources, stateful: bool
+) -> Iterator[tuple[str, Receipt]]:
+    import ray.data
+
+    with _ray_lock:
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
+        items = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
+        arguments = {"work": work, "output": output, "threads": pool.threads}
+        options: dict[str, Any] = {"num_cpus": pool.cpus, "num_gpus": pool.gpus or None}
+        if stateful:
+            most = min(pool.actors[1], len(shards))
+            strategy = ray.data.ActorPoolStrategy(min_size=min(pool.actors[0], most), max_size=most)
+            results = items.map(_ShardActor, fn_constructor_kwargs=arguments, compute=strategy, **options)
+        else:
+            strategy = ray.data.TaskPoolStrategy(size=pool.actors[1])
+            results = items.map(_run_shard, fn_kwargs=arguments, compute=strategy, **options)
+    for row in results.iter_rows():
+        answer = json.loads(row["answer"])
+        if "error" in answer:
+            raise decode_error(answer["error"])
+        yield answer["piece"], ([FileRecord(**record) for record in answer["records"]], answer["note"])
+
+
+def _run_shard(
+    row: dict[str, Any], work: Callable[[Any], Receipt], output: StagedOutput, threads: int
+) -> dict[str, str]:
+    limit_threads(threads)
+    shard = row["shard"]
+    try:
+        records, note = work(shard)
+    except S2LError as error:
+        # Raised inside Ray Data it would arrive wrapped in a traceback of other people's code.
+        return {"answer": json.dumps({"error": encode_error(error)})}
+    output.keep(shard.piece, records, note)
+    return {"answer": json.dumps({"piece": shard.piece, "records": [asdict(r) for r in records], "note": note})}
+
+
+class _ShardActor:
+    def __init__(self, work: Callable[[Any], Receipt], output: StagedOutput, threads: int) -> None:
+        self._work, self._output, self._threads = work, output, threads
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, str]:
+        return _run_shard(row, self._work, self._output, self._threads)
+
+
+def limit_threads(threads: int) -> None:
+    """Give the arithmetic libraries of this process a number of threads: Ray's own default is one for any worker."""
+    import sys
+
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.environ["RAYON_NUM_THREADS"] = str(threads)
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
+
+
+def encode_error(error: S2LError) -> dict[str, Any]:
+    """Return an error of ours as plain data."""
+    return {"type": type(error).__name__, "message": str(error), "ids": list(getattr(error, "example_ids", ()))}
+
+
+def decode_error(data: dict[str, Any]) -> S2LError:
+    """Return the error that `encode_error` took."""
+    kind = getattr(errors, data["type"])
+    return DataError(data["message"], data["ids"]) if kind is DataError else kind(data["message"])
+
+
+FAILURE = "failure.json"
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """A training function and what it gets; the function runs on every worker."""
+
+    function: Callable[[Any], None]
+    job: Any
+    total_steps: int
+    label: str
+
+
+def train(run: TrainingRun, output: StagedOutput, resources: TrainResources) -> None:
+    """Run a training function on a gang of workers with Ray Train, and go on from where an earlier attempt stopped.
+
+    Raises:
+        S2LError: what the function raised on rank 0; never retried.
+        StageFailed: workers died more often than `max_failures` allows.
+    """
+    import ray.train
+    import ray.train.torch
+
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    shared_gpu = 0 < resources.gpus < 1
+    trainer = ray.train.torch.TorchTrainer(
+        _training_worker,
+        train_loop_config={"run": run, "output": output, "threads": resources.threads},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=resources.workers,
+            use_gpu=resources.gpus > 0,
+            resources_per_worker={"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})},
+        ),
+        torch_config=ray.train.torch.TorchConfig(backend="gloo" if shared_gpu or not resources.gpus else "nccl"),
+        run_config=ray.train.RunConfig(
+            name="train",
+            storage_path=output.scratch_uri,
+            failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    output.remove(FAILURE)
+    with _shown_progress(run, output):
+        try:
+            trainer.fit()
+        except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
+            raise StageFailed(
+                f"{run.label}: the training workers failed ({str(error).strip().splitlines()[-1]}). "
+                "The same command goes on from the last checkpoint; with S2L_VERBOSE=1 it shows their output."
+            ) from error
+    failure = output.read_bytes(FAILURE)
+    if failure is not None:
+        raise decode_error(json.loads(failure))
+
+
+def _training_worker(config: dict[str, Any]) -> None:
+    import ray.train
+
+    limit_threads(config["threads"])
+    import torch
+
+    torch.set_num_threads(config["threads"])
+    run: TrainingRun = config["run"]
+    try:
+        run.function(run.job)
+    except S2LError as error:
+        # Ray Train would count it as a failure of the machine and try again.
+        if ray.train.get_context().get_world_rank() == 0:
+            config["output"].write_bytes(FAILURE, json.dumps(encode_error(error)).encode())
+
+
+def publish_progress(output: StagedOutput, step: int, note: str) -> None:
+    """Say from a training worker how far the run is."""
+    from ray.experimental import internal_kv
+
+    internal_kv._internal_kv_put(f"s2l/{output.attempt}", json.dumps([step, note]), overwrite=True)
+
+
+@contextmanager
+def _shown_progress(run: TrainingRun, output: StagedOutput) -> Iterator[None]:
+    from ray.experimental import internal_kv
+
+    stop = threading.Event()
+
+    def poll(progress: Any) -> None:
+        while not stop.wait(PROGRESS_SECONDS):
+            data = internal_kv._internal_kv_get(f"s2l/{output.attempt}")
+            if data:
+                step, note = json.loads(data)
+                progress.update(step, note=note)
+
+    with display.progress(run.label, run.total_steps, "steps") as progress:
+        thread = threading.Thread(target=poll, args=(progress,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+            internal_kv._internal_kv_del(f"s2l/{output.attempt}")

@@ -1,0 +1,161 @@
+"""`tokens` + `proxy` -> `trajectories`: `trajectories-*.parquet`, one row per example, in one pass over the data.
+
+A worker holds the model of every checkpoint, reads a shard of rows once, and writes finished trajectories: nothing is
+pivoted or joined. Which rows share a batch depends on the shard alone, so the bits do not depend on who computes it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from s2l_ray import schemas
+from s2l_ray.artifacts import Artifact, FileRecord, StagedOutput, StageResult
+from s2l_ray.config import PoolResources, ResourcesConfig, ScoreConfig
+from s2l_ray.errors import ArtifactError, DataError
+from s2l_ray.losses import mean_losses, response_loss_module
+from s2l_ray.models import device_and_precision, load_model
+from s2l_ray.stages.runtime import Receipt, limit_threads, map_shards
+from s2l_ray.stages.train_proxy import step_folder
+from s2l_ray.tokens import TokenRows
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What is scored, and the checkpoints that score it."""
+
+    tokens: Artifact
+    tokenizer: Artifact
+    proxy: Artifact
+
+
+@dataclass(frozen=True)
+class RowRange:
+    """Rows `start:stop` of one file of tokens."""
+
+    record: FileRecord
+    start: int
+    stop: int
+
+    @property
+    def piece(self) -> str:
+        """File number and first row."""
+        return f"{self.record.path.removeprefix('tokens-').removesuffix('.parquet')}-{self.start:010d}"
+
+    @property
+    def rows(self) -> int:
+        """How many."""
+        return self.stop - self.start
+
+
+@dataclass
+class ScoreShard:
+    """Scores one shard with all checkpoints."""
+
+    inputs: Inputs
+    config: ScoreConfig
+    pool: PoolResources
+    output: StagedOutput
+
+    @cached_property
+    def _device(self) -> "tuple[torch.device, bool]":
+        return device_and_precision(self.config.precision, self.pool.gpus)
+
+    @cached_property
+    def _steps(self) -> list[int]:
+        return [0, *self.inputs.proxy.summary["checkpoint_steps"]]
+
+    @cached_property
+    def _resident(self) -> "list[torch.nn.Module]":
+        return [self._load(step) for step in self._steps]
+
+    def _load(self, step: int) -> "torch.nn.Module":
+        with self.inputs.proxy.local_folder(step_folder(step)) as folder:
+            return response_loss_module(load_model(folder).to(self._device[0]).eval())
+
+    def _modules(self) -> "Iterator[torch.nn.Module]":
+        if (self.config.checkpoints_per_pass or len(self._steps)) >= len(self._steps):
+            yield from self._resident
+        else:
+            yield from (self._load(step) for step in self._steps)
+
+    def __call__(self, shard: RowRange) -> Receipt:
+        """Write one file of trajectories."""
+        limit_threads(self.pool.threads)
+        columns = [*TokenRows.COLUMNS, "source"]
+        table = self.inputs.tokens.read_rows(shard.record, shard.start, shard.stop, columns)
+        rows = TokenRows.from_table(table)
+        device, bf16 = self._device
+        pad_id = self.inputs.tokenizer.summary["pad_id"]
+        try:
+            loss_TN = [
+                mean_losses(m, rows, batch_tokens=self.config.batch_tokens, pad_id=pad_id, device=device, bf16=bf16)
+                for m in self._modules()
+            ]
+        except MemoryError as error:
+            raise DataError(
+                f"example {error.args[0]} alone does not fit into the scorer's memory. Lower tokens.max_tokens, or give "
+                "score_examples a larger GPU.",
+                error.args,
+            ) from error
+        loss_NT = np.stack(loss_TN, axis=1)
+        self._refuse_nonfinite(rows, loss_NT)
+        steps = tuple(self._steps[1:])
+        schema = schemas.trajectories(len(steps), steps)
+        path = f"trajectories-{shard.piece}.parquet"
+        return [self.output.write_parquet(path, [_table(table, loss_NT, schema)], schema)], {}
+
+    def _refuse_nonfinite(self, rows: TokenRows, loss_NT: NDArray[np.float32]) -> None:
+        bad = ~np.isfinite(loss_NT).all(axis=1)
+        if bad.any():
+            ids = rows.example_id_N[bad][:5].tolist()
+            raise DataError(
+                f"{int(bad.sum())} examples of a shard have a NaN or infinite loss, first {ids}; a loss that is no "
+                "number is never replaced by one. Set `score.precision: fp32` (or bf16 in place of fp16 weights).",
+                ids,
+            )
+
+
+def _table(tokens: pa.Table, loss_NT: NDArray[np.float32], schema: pa.Schema) -> pa.Table:
+    trajectory = pa.FixedSizeListArray.from_arrays(pa.array(loss_NT[:, 1:].ravel()), loss_NT.shape[1] - 1)
+    columns = {
+        "example_id": tokens.column("example_id"),
+        "source": tokens.column("source"),
+        "loss_initial": pa.array(loss_NT[:, 0]),
+        "loss": trajectory,
+        "num_response_tokens": tokens.column("num_response_tokens"),
+    }
+    return pa.table(columns).cast(schema)
+
+
+def score_examples(
+    inputs: Inputs, config: ScoreConfig, resources: ResourcesConfig, output: StagedOutput, *, seed: int
+) -> StageResult:
+    """Score every example with every checkpoint of the proxy.
+
+    Raises:
+        DataError: a loss is NaN or infinite.
+    """
+    shards = [
+        RowRange(record, start, min(start + config.shard_rows, record.rows or 0))
+        for record in inputs.tokens.files("tokens-")
+        for start in range(0, record.rows or 0, config.shard_rows)
+    ]
+    work = ScoreShard(inputs, config, resources.score_examples, output)
+    receipts = map_shards(work, shards, output, resources.score_examples, label="score examples", stateful=True)
+    records = [record for written, _ in receipts for record in written]
+    rows = sum(record.rows or 0 for record in records)
+    if rows != inputs.tokens.summary["rows_kept"]:
+        raise ArtifactError(
+            f"{inputs.tokens.summary['rows_kept']} rows to score, {rows} scored. A row was lost or doubled; this is a "
+            "fault of the program, please report it."
+        )
+    steps = inputs.proxy.summary["checkpoint_steps"]
+    return StageResult(records, {"rows": rows, "n_checkpoints": len(steps), "checkpoint_steps": steps})

@@ -1,0 +1,79 @@
+"""`tokens` -> `proxy`: `step=000000/` (before training) and T checkpoints as model folders, `checkpoints.parquet`, `metrics.jsonl`."""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from s2l_ray import schemas
+from s2l_ray.artifacts import Artifact, StagedOutput, StageResult
+from s2l_ray.config import ResourcesConfig
+from s2l_ray.log import display
+from s2l_ray.plan import ProxySettings
+from s2l_ray.stages.runtime import TrainingRun, train
+from s2l_ray.stages.train_worker import DONE, TrainJob, kept_files, train_worker
+from s2l_ray.training import checkpoint_steps, steps_for
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Tokens and the tokenizer that made them."""
+
+    tokens: Artifact
+    tokenizer: Artifact
+
+
+def step_folder(step: int) -> str:
+    """Return the folder of a checkpoint within the artifact."""
+    return f"step={step:06d}"
+
+
+def train_proxy(
+    inputs: Inputs, config: ProxySettings, resources: ResourcesConfig, output: StagedOutput, *, seed: int
+) -> StageResult:
+    """Train the proxy on all rows and keep T checkpoints."""
+    model = config.model
+    n_rows = inputs.tokens.summary["rows_kept"]
+    total_rows = model.steps * model.global_batch_size if model.steps else round(n_rows * model.epochs)
+    total_steps = model.steps or steps_for(n_rows, model.epochs, model.global_batch_size)
+    steps = checkpoint_steps(total_steps, model.checkpoints)
+    wanted = model.checkpoints if isinstance(model.checkpoints, int) else len(model.checkpoints)
+    if len(steps) < wanted:
+        display.warn(
+            f"proxy.checkpoints is {wanted}, but the run has {total_steps} steps; trajectories get T = {len(steps)}"
+        )
+    if len(steps) == 1:
+        display.warn("one checkpoint says little: a trajectory of length 1 is a loss")
+    job = TrainJob(
+        model=model,
+        key="proxy",
+        engine="torch",
+        zero_stage=0,
+        tokens=inputs.tokens,
+        tokenizer=inputs.tokenizer,
+        example_ids=None,
+        in_order=False,
+        max_tokens=config.max_tokens,
+        total_steps=total_steps,
+        total_rows=total_rows,
+        weights_at=(0, *steps),
+        folder_of=step_folder,
+        seed=seed,
+        resources=resources.train_proxy,
+        output=output,
+    )
+    if output.finished(DONE) is None:
+        train(TrainingRun(train_worker, job, total_steps, "train proxy"), output, resources.train_proxy)
+    records, stops = kept_files(job)
+    by_step = {stop["step"]: stop for stop in stops}
+    first = {"step": 0, "epoch": 0.0, "learning_rate": 0.0, "mean_loss": None}
+    rows = [
+        {
+            "index": index,
+            **{name: (by_step.get(step, first))[name] for name in ("step", "epoch", "learning_rate", "mean_loss")},
+        }
+        for index, step in enumerate(job.weights_at)
+    ]
+    table = pa.Table.from_pylist(rows, schema=schemas.CHECKPOINTS)
+    records.append(output.write_parquet("checkpoints.parquet", [table], schemas.CHECKPOINTS))
+    summary = {"steps": total_steps, "checkpoint_steps": list(steps), "final_loss": stops[-1]["mean_loss"]}
+    return StageResult(records, summary)

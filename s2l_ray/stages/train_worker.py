@@ -1,0 +1,194 @@
+"""What every worker of a training run does, for the proxy and for the target.
+
+Reads the tokens, builds the engine, goes on from the last checkpoint where there is one, trains, and writes through
+the staged output: weights at the wanted steps, `metrics.jsonl`, and a checkpoint of Ray Train's to go on from.
+"""
+
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from s2l_ray.artifacts import Artifact, FileRecord, StagedOutput
+from s2l_ray.config import ModelConfig, TrainResources
+from s2l_ray.engines import DeepSpeedEngine, Engine, EngineSettings, TorchEngine, load_progress, save_progress
+from s2l_ray.models import build_model, device_and_precision, save_model
+from s2l_ray.stages.runtime import publish_progress
+from s2l_ray.tokens import TokenRows
+from s2l_ray.training import BatchOrder, Plan, Schedule, Share, StepReport, train_loop
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+DONE = "training"
+"""Piece of the output that is kept when the last step is done."""
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """A whole training run, as every worker gets it. Cheap to pickle."""
+
+    model: ModelConfig
+    key: str
+    engine: Literal["torch", "deepspeed"]
+    zero_stage: int
+    tokens: Artifact
+    tokenizer: Artifact
+    example_ids: Callable[[], np.ndarray[Any, np.dtype[np.int64]]] | None
+    """The rows to train on, in their order; all of `tokens` where None."""
+    in_order: bool
+    max_tokens: int
+    total_steps: int
+    total_rows: int
+    weights_at: tuple[int, ...]
+    """Steps whose weights are kept, each in a folder; 0 is before training."""
+    folder_of: Callable[[int], str]
+    seed: int
+    resources: TrainResources
+    output: StagedOutput
+
+    @property
+    def resume_points(self) -> tuple[int, ...]:
+        """Steps after which the run can be gone on from."""
+        every = self.resources.checkpoint_every or max(1, self.total_steps // 5)
+        return tuple(range(every, self.total_steps, every))
+
+
+def train_worker(job: TrainJob) -> None:
+    """Train; runs on every worker of the gang."""
+    import ray.train
+
+    context = ray.train.get_context()
+    worker = _Worker(job, context.get_world_rank(), context.get_world_size())
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        worker.keep_weights(0)
+    else:
+        with checkpoint.as_directory() as folder:
+            worker.go_on_from(Path(folder))
+    train_loop(
+        worker.engine,
+        worker.plan,
+        start_step=worker.start_step,
+        stops=tuple(sorted({*job.weights_at, *job.resume_points})),
+        on_step=worker.on_step,
+        on_stop=worker.on_stop,
+    )
+    worker.finish()
+
+
+class _Worker:
+    def __init__(self, job: TrainJob, rank: int, world_size: int) -> None:
+        self.job, self.rank, self.world_size = job, rank, world_size
+        self.start_step = 0
+        self.steps: list[dict[str, Any]] = []
+        self.stops: list[dict[str, Any]] = []
+        self.plan = self._plan()
+        self.model, self.engine = self._engine()
+
+    def _plan(self) -> Plan:
+        job = self.job
+        rows = TokenRows.from_table(job.tokens.read_table("tokens-", list(TokenRows.COLUMNS)))
+        if job.example_ids is not None:
+            rows = rows.take(job.example_ids())
+        batch = job.model.global_batch_size
+        size = min(job.model.micro_batch_size, -(-batch // self.world_size))
+        return Plan(
+            rows=rows,
+            order=BatchOrder(len(rows), batch, job.total_rows, job.seed, job.in_order),
+            schedule=Schedule(job.total_steps, job.model.learning_rate, job.model.warmup),
+            share=Share(self.rank, self.world_size, size, batch),
+            pad_id=job.tokenizer.summary["pad_id"],
+        )
+
+    def _engine(self) -> tuple["PreTrainedModel", Engine]:
+        import torch
+
+        job = self.job
+        device, bf16 = device_and_precision(job.model.precision, job.resources.gpus)
+        if job.model.deterministic:
+            torch.use_deterministic_algorithms(True)
+        summary = job.tokenizer.summary
+        model = build_model(
+            job.model,
+            key=job.key,
+            vocab_size=summary["vocab_size"],
+            max_tokens=job.max_tokens,
+            eos_id=summary["eos_id"],
+            seed=job.seed,
+        )
+        torch.manual_seed(job.seed + self.rank)
+        settings = EngineSettings(
+            weight_decay=job.model.weight_decay,
+            gradient_clipping=job.model.gradient_clipping,
+            micro_batches=self.plan.share.micro_batches,
+            micro_batch_size=self.plan.share.micro_batch_size,
+            world_size=self.world_size,
+            bf16=bf16,
+        )
+        if job.engine == "deepspeed":
+            return model, DeepSpeedEngine(model, settings, device, job.zero_stage)
+        return model, TorchEngine(model, settings, device)
+
+    def go_on_from(self, folder: Path) -> None:
+        """Take over engine, position and metrics of a checkpoint."""
+        self.engine.load(folder)
+        progress = load_progress(folder)
+        self.start_step, self.steps, self.stops = progress["step"], progress["steps"], progress["stops"]
+
+    def on_step(self, report: StepReport) -> None:
+        """Note a stretch of steps."""
+        self.steps.append(asdict(report))
+        if self.rank == 0:
+            publish_progress(self.job.output, report.step, f"loss {report.mean_loss:.3f}")
+
+    def on_stop(self, report: StepReport) -> None:
+        """Keep weights where they are wanted, and a point to go on from."""
+        import ray.train
+
+        self.stops.append(asdict(report))
+        if report.step in self.job.weights_at:
+            self.keep_weights(report.step)
+        with tempfile.TemporaryDirectory(prefix="s2l-") as temporary:
+            folder = Path(temporary)
+            self.engine.save(folder)
+            if self.rank == 0:
+                save_progress(folder, {"step": report.step, "steps": self.steps, "stops": self.stops})
+            checkpoint = ray.train.Checkpoint.from_directory(folder) if any(folder.iterdir()) else None
+            ray.train.report({"step": report.step, "mean_loss": report.mean_loss}, checkpoint=checkpoint)
+
+    def keep_weights(self, step: int) -> None:
+        """Write the weights of a step to the output; every worker takes part in gathering them."""
+        if step not in self.job.weights_at:
+            return
+        weights = self.engine.weights()
+        if weights is None:
+            return
+        with tempfile.TemporaryDirectory(prefix="s2l-") as temporary:
+            save_model(self.model, weights, Path(temporary))
+            records = self.job.output.add_folder(Path(temporary), self.job.folder_of(step))
+        self.job.output.keep(f"weights-{step}", records, {})
+
+    def finish(self) -> None:
+        """Write the metrics and say that it is done."""
+        if self.rank != 0:
+            return
+        lines = "".join(json.dumps(entry) + "\n" for entry in self.steps).encode()
+        record = self.job.output.write_bytes("metrics.jsonl", lines, len(self.steps))
+        self.job.output.keep(DONE, [record], {"stops": self.stops})
+
+
+def kept_files(job: TrainJob) -> tuple[list[FileRecord], list[dict[str, Any]]]:
+    """Return the files of a finished run and its reports at the stops."""
+    finished = job.output.finished(DONE)
+    assert finished is not None
+    records, note = finished
+    for step in job.weights_at:
+        kept = job.output.finished(f"weights-{step}")
+        assert kept is not None
+        records += kept[0]
+    return records, note["stops"]

@@ -1,0 +1,161 @@
+"""What a run ends with: the table of arms, where things lie, and what to do next."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from s2l_ray.artifacts import MANIFEST, Artifact, Manifest, Storage
+from s2l_ray.config import Experiment
+from s2l_ray.errors import ConfigError
+from s2l_ray.log import display, duration
+from s2l_ray.plan import Node, Pipeline
+
+if TYPE_CHECKING:
+    from s2l_ray.stages.run import RunResult
+
+SELECTING = ("proxy", "trajectories", "clusters", "subset")
+_SECRET = re.compile(r"token|key|secret|password", re.IGNORECASE)
+_USER_INFO = re.compile(r"(\w+://)[^/@\s]+@")
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """The end of a run, for a person or for a program."""
+
+    experiment: Experiment
+    pipeline: Pipeline
+    result: "RunResult"
+    storage: Storage
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the summary as plain data."""
+        return {
+            "storage": self.storage.uri,
+            "ran": self.result.ran,
+            "seconds": round(self.result.seconds, 3),
+            "arms": self._arms(),
+            "artifacts": {self.pipeline.label(node): artifact.uri for node, artifact in self._artifacts()},
+        }
+
+    def save(self) -> None:
+        """Write `resolved.json`, the whole config of every arm, beside the comparison."""
+        comparison = self._comparison()
+        if comparison is not None:
+            resolved = {arm: redacted(config.model_dump(mode="json")) for arm, config in self.experiment.arms.items()}
+            self.storage.write_bytes(
+                (json.dumps(resolved, indent=1) + "\n").encode(),
+                comparison.manifest.artifact,
+                comparison.manifest.fingerprint,
+                "resolved.json",
+            )
+
+    def show(self) -> None:
+        """Print the summary."""
+        arms = self._arms()
+        if arms:
+            names = list(dict.fromkeys(metric for metrics in arms.values() for metric in metrics))
+            shown = [name for name in names if not name.endswith(("_low", "_high"))]
+            rows = [[arm, *(_number(name, metrics.get(name)) for name in shown)] for arm, metrics in arms.items()]
+            display.table(["arm", *(name.replace("_", " ") for name in shown)], rows)
+        for artifact in ("subset", "target"):
+            for node, found in self._artifacts():
+                if node.artifact == artifact:
+                    part = "rows" if artifact == "subset" else "model"
+                    display.say(f"{self.pipeline.label(node)}: {found.uri}/{part}")
+        if not self.result.ran:
+            display.say(f"nothing to do: everything was there ({duration(self.result.seconds)})")
+        else:
+            ran = len(self.result.ran)
+            display.say(f"{ran} of {len(self.pipeline.nodes)} artifacts made in {duration(self.result.seconds)}")
+        last = self._artifacts()[-1][1]
+        display.say(f"next: s2l inspect {last.storage.uri_of(last.manifest.artifact, last.manifest.fingerprint)}")
+
+    def _artifacts(self) -> list[tuple[Node, Artifact]]:
+        found = self.result.artifacts
+        return [(node, found[node.key]) for node in self.pipeline.nodes if node.key in found]
+
+    def _comparison(self) -> Artifact | None:
+        return next((a for node, a in self._artifacts() if node.artifact == "comparison"), None)
+
+    def _arms(self) -> dict[str, dict[str, float | None]]:
+        comparison = self._comparison()
+        if comparison is None:
+            return {}
+        arms: dict[str, dict[str, float | None]] = {}
+        for row in comparison.read_table("arms.parquet").to_pylist():
+            metrics = arms.setdefault(row["arm"], {})
+            metrics[row["metric"]] = row["value"]
+            if row["low"] is not None:
+                metrics[f"{row['metric']}_low"], metrics[f"{row['metric']}_high"] = row["low"], row["high"]
+        node = next(node for node in self.pipeline.nodes if node.artifact == "comparison")
+        for arm, metrics in arms.items():
+            used = dict(_ancestors(node.inputs[f"scores/{arm}"]))
+            seconds = {n.artifact: self.result.artifacts[key].manifest.run["seconds"] for key, n in used.items()}
+            metrics["select_seconds"] = sum(seconds.get(artifact, 0.0) for artifact in SELECTING)
+            metrics["train_seconds"] = seconds["target"]
+        return arms
+
+
+def _ancestors(node: Node) -> Iterator[tuple[str, Node]]:
+    yield node.key, node
+    for parent in node.inputs.values():
+        yield from _ancestors(parent)
+
+
+def _number(name: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    if name in ("rows", "response_tokens"):
+        return f"{value:.0f}"
+    return f"{value:.1f}" if name.endswith("_seconds") else f"{value:.3f}"
+
+
+def redacted(value: Any, name: str = "") -> Any:
+    """Return a config without what looks like a secret: values of telling names, user names in URLs."""
+    if isinstance(value, Mapping):
+        return {key: redacted(item, str(key)) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [redacted(item, name) for item in value]
+    if isinstance(value, str):
+        return "[redacted]" if _SECRET.search(name) and name != "tokenizer" else _USER_INFO.sub(r"\1[redacted]@", value)
+    return value
+
+
+def inspect_folder(folder: str) -> dict[str, Any]:
+    """Return what can be said of an artifact's folder, or of a storage.
+
+    Raises:
+        ConfigError: neither.
+    """
+    storage = Storage.at(folder)
+    data = storage.read_bytes(MANIFEST)
+    if data is not None:
+        manifest = Manifest.from_json(data, storage.uri_of(MANIFEST))
+        parent, _, _ = storage.uri.rpartition(f"/{manifest.artifact}/")
+        artifact = Artifact(Storage(parent), manifest)
+        damaged = artifact.damaged_files()
+        return {
+            "artifact": manifest.artifact,
+            "fingerprint": manifest.fingerprint,
+            "digest": manifest.digest,
+            "settings": dict(manifest.config),
+            "inputs": dict(manifest.inputs),
+            "summary": dict(manifest.summary),
+            "run": {key: value for key, value in manifest.run.items() if key != "versions"},
+            "files": {file.path: f"{file.rows or '-'} rows, {file.bytes} bytes" for file in manifest.files},
+            "folder": artifact.uri,
+            "checksums": "good" if not damaged else f"DAMAGED: {', '.join(damaged)}",
+        }
+    found = {
+        f"{artifact}/{fingerprint}": f"{len(known.manifest.files)} files, {known.manifest.run.get('finished')}"
+        for artifact in storage.list_folders()
+        for fingerprint in storage.list_folders(artifact)
+        if (known := storage.find(artifact, fingerprint)) is not None
+    }
+    if not found:
+        raise ConfigError(
+            f"{folder} holds no {MANIFEST} and no artifacts. Give {{storage}}/{{artifact}}/{{fingerprint}}, or a storage."
+        )
+    return {"storage": storage.uri, "artifacts": found}

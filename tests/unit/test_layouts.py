@@ -1,0 +1,157 @@
+import json
+import pickle
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from s2l_ray.config import InputPath
+from s2l_ray.errors import ConfigError, DataError
+from s2l_ray.inputs import find_inputs
+from s2l_ray.layouts import detect_layout
+
+KEY = "examples.path"
+
+
+@pytest.fixture
+def put(tmp_path):
+    def write(*rows, name="rows.jsonl", source=None):
+        path = tmp_path / name
+        path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+        return find_inputs((InputPath(path=str(path), source=source),), key=KEY)
+
+    return write
+
+
+def detect(files, layout="auto", **columns):
+    return detect_layout(files, layout, columns, key=KEY)
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"instruction": "a", "output": "b"}, "alpaca"),
+        ({"instruction": "a", "input": "", "output": "b", "extra": 1}, "alpaca"),
+        ({"prompt": "a", "completion": "b"}, "prompt_completion"),
+        ({"question": "a", "answer": "b"}, "question_answer"),
+        ({"messages": []}, "messages"),
+    ],
+)
+def test_auto_layout_follows_the_columns(put, row, expected):
+    files = put(row)
+    layout = detect(files)
+    assert layout.name == expected
+    assert layout == detect(files, expected)
+    assert pickle.loads(pickle.dumps(layout)) == layout
+
+
+def test_auto_layout_of_parquet_follows_its_schema(tmp_path):
+    pq.write_table(pa.table({"question": ["a"], "answer": ["b"], "id": [1]}), tmp_path / "a.parquet")
+    layout = detect(find_inputs(str(tmp_path), key=KEY))
+    assert (layout.name, layout.columns["id"]) == ("question_answer", "id")
+
+
+def test_mapped_columns_decide_the_layout(put):
+    files = put({"task": "a", "solution": "b", "origin": "c", "prompt": "", "completion": ""})
+    layout = detect(files, instruction="task", output="solution", source="origin")
+    assert layout.name == "alpaca"
+    assert layout.columns == {
+        "instruction": "task", "input": "input", "output": "solution",
+        "source": "origin", "skill": "skill", "is_wrong": "is_wrong",
+    }  # fmt: skip
+
+
+def test_layout_skips_unusable_first_rows(put):
+    assert detect(put("", "{broken", "[1]", {"prompt": "a", "completion": "b"})).name == "prompt_completion"
+
+
+def test_layout_of_several_files_is_found_behind_one_without_rows(tmp_path, put):
+    (tmp_path / "a.jsonl").write_text("")
+    put({"prompt": "a", "completion": "b"}, name="b.jsonl")
+    assert detect(find_inputs(str(tmp_path), key=KEY)).name == "prompt_completion"
+
+
+def test_columns_that_fit_two_layouts_are_data_error_solved_by_a_mapping(put):
+    files = put({"prompt": "a", "completion": "b", "question": "c", "answer": "d"})
+    with pytest.raises(DataError, match=r"several layouts: prompt \+ completion or question \+ answer"):
+        detect(files)
+    assert detect(files, question="question").name == "question_answer"
+    assert detect(files, "prompt_completion").name == "prompt_completion"
+
+
+def test_columns_that_fit_no_layout_are_data_error_listing_found_and_expected(put):
+    with pytest.raises(DataError, match=r"found the columns `text`, `label`, expected instruction \+ output or"):
+        detect(put({"text": "a", "label": "b"}))
+
+
+def test_missing_mapped_column_is_data_error_listing_found_and_nearest(put):
+    files = put({"task": "a", "solution": "b"})
+    with pytest.raises(DataError, match=r"`solutoin` is missing. Found `task`, `solution`; the nearest is `solution`"):
+        detect(files, instruction="task", output="solutoin")
+
+
+@pytest.mark.parametrize("our", ["source", "id", "skill", "input"])
+def test_missing_mapped_optional_column_is_data_error(put, our):
+    with pytest.raises(DataError, match="`absent` is missing"):
+        detect(put({"instruction": "a", "output": "b"}), **{our: "absent"})
+
+
+def test_missing_column_of_a_fixed_layout_is_data_error(put):
+    with pytest.raises(DataError, match=r"`output` is missing.*examples\.columns"):
+        detect(put({"instruction": "a", "outputs": "b"}), "alpaca")
+
+
+def test_unknown_name_of_ours_is_config_error_with_a_suggestion(put):
+    with pytest.raises(ConfigError, match="did you mean `instruction`"):
+        detect(put({"instruction": "a", "output": "b"}), instructions="instruction")
+
+
+def test_names_of_two_layouts_are_config_error(put):
+    files = put({"a": "a", "b": "b"})
+    with pytest.raises(ConfigError, match="no layout has all"):
+        detect(files, prompt="a", answer="b")
+    with pytest.raises(ConfigError, match="layout alpaca has"):
+        detect(files, "alpaca", question="a")
+
+
+def test_unknown_layout_is_config_error(put):
+    with pytest.raises(ConfigError, match="expected auto, alpaca"):
+        detect(put({"instruction": "a", "output": "b"}), "csv")
+
+
+@pytest.mark.parametrize("name", ["example_id", "content_hash", "input_file", "input_row"])
+def test_column_with_a_name_of_ours_is_data_error(put, name):
+    with pytest.raises(DataError, match=f"`{name}`"):
+        detect(put({"instruction": "a", "output": "b", name: 1}))
+
+
+def test_no_usable_row_is_data_error_with_the_first_reason(put):
+    with pytest.raises(DataError, match=r"rows\.jsonl:2: not_an_object"):
+        detect(put("", "[1]", "{"))
+
+
+def test_blank_files_are_data_error(put):
+    with pytest.raises(DataError, match="no row found"):
+        detect(put("", " "))
+
+
+def test_id_column_is_used_where_every_source_has_one(put):
+    row = {"instruction": "a", "output": "b"}
+    with_id = put(row | {"id": 1}, name="a.jsonl", source="a")
+    without = put(row, name="b.jsonl", source="b")
+    assert "id" in detect(with_id).columns
+    assert "id" not in detect(with_id + without).columns
+    with pytest.raises(DataError, match=r"b\.jsonl: column `id` is missing"):
+        detect(with_id + without, id="id")
+
+
+def test_sources_of_different_layouts_are_data_error_before_reading(put):
+    files = put({"instruction": "a", "output": "b"}, name="a.jsonl", source="a")
+    files += put({"prompt": "a", "completion": "b"}, name="b.jsonl", source="b")
+    with pytest.raises(DataError, match=r"b\.jsonl: column `instruction` is missing"):
+        detect(files)
+
+
+def test_mapping_is_named_after_the_section_of_the_key(put):
+    with pytest.raises(DataError, match=r"evaluate\.columns"):
+        detect_layout(put({"text": "a"}), "auto", {}, key="evaluate.path")
