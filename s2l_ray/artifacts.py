@@ -355,7 +355,7 @@ class Artifact:
                 return table.slice(offset, None if stop is None else stop - start)
         except (pa.ArrowException, OSError) as error:
             raise ArtifactError(
-                f"{self.uri}/{record.path} cannot be read ({error}). Remove {MANIFEST} beside it; the stage will run again."
+                f"{self.uri}/{record.path} cannot be read ({error}). Remove its {MANIFEST}; the stage will run again."
             ) from error
 
     def read_json_lines(self, path: str) -> list[dict[str, Any]]:
@@ -365,7 +365,7 @@ class Artifact:
 
     @contextmanager
     def local_folder(self, prefix: str) -> Iterator[Path]:
-        """Give the files below a folder of the artifact as a folder of this machine, copied only where they are remote."""
+        """Give a folder of the artifact as a folder of this machine, copied only where it is remote."""
         if self.storage.is_local:
             yield Path(self.path(prefix))
             return
@@ -444,11 +444,13 @@ class StagedOutput:
     def write_parquet(self, path: str, tables: Iterable[pa.Table], schema: pa.Schema) -> FileRecord:
         """Write tables of one schema into one Parquet file, a row group each."""
         rows = 0
-        with self.open(path) as sink:
-            with pq.ParquetWriter(pa.PythonFile(sink, mode="w"), schema, compression="zstd") as writer:
-                for table in tables:
-                    writer.write_table(table.cast(schema) if table.schema != schema else table)
-                    rows += table.num_rows
+        with (
+            self.open(path) as sink,
+            pq.ParquetWriter(pa.PythonFile(sink, mode="w"), schema, compression="zstd") as writer,
+        ):
+            for table in tables:
+                writer.write_table(table.cast(schema) if table.schema != schema else table)
+                rows += table.num_rows
         return sink.record(rows)
 
     def add_folder(self, folder: Path, prefix: str) -> list[FileRecord]:

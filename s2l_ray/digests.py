@@ -58,9 +58,9 @@ class DigestCache:
                 for file, digest in zip(missing, pool.map(_digest, missing), strict=True):
                     self._known[file.key] = digest
             self._storage.write_bytes(json.dumps(self._known, indent=0).encode(), CACHE)
-        digest = self.known(listed, extra)
-        assert digest is not None
-        return digest
+        known = self.known(listed, extra)
+        assert known is not None
+        return known
 
 
 def model_files(folder: Path) -> tuple[OutsideFile, ...]:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 QUIET_SECONDS = 2.0
 LINE_SECONDS = 10.0
+LOG_WIDTH = 200
+"""Columns of a table where there is no terminal to ask."""
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -52,7 +54,10 @@ class Display:
     def _console(self) -> Console:
         from rich.console import Console
 
-        return Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+        console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+        if not console.is_terminal:
+            console.width = LOG_WIDTH
+        return console
 
     @cached_property
     def _bars(self) -> Progress:

@@ -30,7 +30,7 @@ def response_loss_module(model: "torch.nn.Module") -> "torch.nn.Module":
     """
     import torch
 
-    class ResponseLoss(torch.nn.Module):
+    class ResponseLoss(torch.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.model = model
@@ -78,7 +78,7 @@ def head_is_plain(model: "torch.nn.Module") -> bool:
             short_LV = model.get_output_embeddings()(hidden_LD).float()
     finally:
         model.train(was_training)
-    return full_LV.shape == short_LV.shape and torch.allclose(full_LV, short_LV, rtol=1e-3, atol=1e-3)
+    return full_LV.shape == short_LV.shape and bool(torch.allclose(full_LV, short_LV, rtol=1e-3, atol=1e-3))
 
 
 def to_tensors(batch: Batch, device: "torch.device") -> tuple["torch.Tensor", "torch.Tensor"]:

@@ -57,8 +57,8 @@ class RunSummary:
         if arms:
             names = list(dict.fromkeys(metric for metrics in arms.values() for metric in metrics))
             shown = [name for name in names if not name.endswith(("_low", "_high"))]
-            rows = [[arm, *(_number(name, metrics.get(name)) for name in shown)] for arm, metrics in arms.items()]
-            display.table(["arm", *(name.replace("_", " ") for name in shown)], rows)
+            rows = [[_title(name), *(_number(name, arm.get(name)) for arm in arms.values())] for name in shown]
+            display.table(["", *arms], rows)
         for artifact in ("subset", "target"):
             for node, found in self._artifacts():
                 if node.artifact == artifact:
@@ -102,6 +102,10 @@ def _ancestors(node: Node) -> Iterator[tuple[str, Node]]:
     yield node.key, node
     for parent in node.inputs.values():
         yield from _ancestors(parent)
+
+
+def _title(name: str) -> str:
+    return name.replace("_", " ").replace(" seconds", " [s]").replace(" loss", " loss [nats/token]")
 
 
 def _number(name: str, value: float | None) -> str:
@@ -155,7 +159,5 @@ def inspect_folder(folder: str) -> dict[str, Any]:
         if (known := storage.find(artifact, fingerprint)) is not None
     }
     if not found:
-        raise ConfigError(
-            f"{folder} holds no {MANIFEST} and no artifacts. Give {{storage}}/{{artifact}}/{{fingerprint}}, or a storage."
-        )
+        raise ConfigError(f"{folder} holds no {MANIFEST} and no artifacts. Give a folder's path, or a storage's.")
     return {"storage": storage.uri, "artifacts": found}

@@ -7,6 +7,7 @@ Legend: N examples, T checkpoints, K clusters.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -166,7 +167,7 @@ class _Blocks:
         bounds = np.linspace(0, n_rows, n_blocks + 1).astype(int)
         self._blocks = [
             (ray.put(rows.loss_NT[start:stop]), ray.put(rows.example_id_N[start:stop]))
-            for start, stop in zip(bounds, bounds[1:], strict=False)
+            for start, stop in pairwise(bounds.tolist())
         ]
         self._options = {"num_cpus": pool.cpus, "num_gpus": 0}
 

@@ -85,14 +85,17 @@ class JudgeShard:
         pad_id = self.inputs.tokenizer.summary["pad_id"]
         module = response_loss_module(self._model)
         loss_N = mean_losses(module, rows, batch_tokens=evaluate.batch_tokens, pad_id=pad_id, device=device, bf16=bf16)
-        predictions, matches = self._answers(rows) if "exact_match" in evaluate.metrics else (None, None)
+        predictions: Sequence[str | None] = [None] * len(rows)
+        matches: Sequence[bool | None] = [None] * len(rows)
+        if "exact_match" in evaluate.metrics:
+            predictions, matches = self._answers(rows)
         part = pa.table(
             {
                 "example_id": list(shard.ids),
                 "loss": loss_N,
                 "num_response_tokens": rows.num_response_tokens_N,
-                "prediction": pa.array(predictions or [None] * len(rows), pa.string()),
-                "exact_match": pa.array(matches or [None] * len(rows), pa.bool_()),
+                "prediction": pa.array(predictions, pa.string()),
+                "exact_match": pa.array(matches, pa.bool_()),
             }
         )
         return [self.output.write_parquet(f"scratch/predictions-{shard.piece}.parquet", [part], part.schema)], {}

@@ -1,7 +1,8 @@
 """Input files -> `examples` or `eval_examples`: `examples-*.parquet`, `rejected.parquet`.
 
-Every file is read once, by one worker. Rows in = rows kept + rows rejected + rows on the other side of the hash-held-out
-split, checked before the commit. The embedded corpus is written as `input.jsonl` and read like any other file.
+Every file is read once, by one worker. Rows in = rows kept + rows rejected + rows on the other side of the
+hash-held-out split, checked before the commit. The embedded corpus is written as `input.jsonl`
+and read like any other file.
 """
 
 import json
@@ -26,7 +27,7 @@ from s2l_ray.examples import (
     held_out,
     read_examples,
 )
-from s2l_ray.inputs import InputFile, find_inputs
+from s2l_ray.inputs import InputFile, find_inputs, listed
 from s2l_ray.layouts import Layout, detect_layout
 from s2l_ray.log import display
 from s2l_ray.overlap import PromptKeys, count_overlap, prompt_keys
@@ -193,7 +194,7 @@ def _account(config: PrepareSettings, receipts: list[Receipt], rows_rejected: in
         )
     if rows_kept == 0:
         raise DataError(f"{config.key}: no row is left of {rows_in}. Expected at least one usable row.")
-    sources = sum((Counter(note["sources"]) for note in notes), Counter())
+    sources: Counter[str] = sum((Counter(note["sources"]) for note in notes), Counter())
     return {
         "rows_in": rows_in,
         "rows_kept": rows_kept,
@@ -213,8 +214,8 @@ def _check_user_ids(output: StagedOutput, receipts: list[Receipt]) -> None:
     repeated = find_duplicate_user_ids(t.column("user_id") for t in _written(output, receipts, ["user_id"]))
     if repeated:
         raise DataError(
-            f"these ids stand on more than one row: {', '.join(map(repr, repeated))}. Ids must be unique; mend the data, "
-            "or rename the column if it holds no ids."
+            f"these ids stand on more than one row: {listed(repeated)}. Ids must be unique; mend the "
+            "data, or rename the column if it holds no ids."
         )
 
 

@@ -135,8 +135,8 @@ class Runner:
             if damaged:
                 artifact.discard()
                 raise ArtifactError(
-                    f"{name}: {artifact.uri}/{damaged[0]} is damaged: its checksum is not the manifest's. The artifact is set "
-                    "aside; run the same command again and its stage runs anew."
+                    f"{name}: {artifact.uri}/{damaged[0]} is damaged: its checksum is not the manifest's. "
+                    "The artifact is set aside; run the same command again and its stage runs anew."
                 )
         module = importlib.import_module(f"s2l_ray.stages.{node.stage}")
         make_inputs = getattr(module.Inputs, "from_named", lambda named: module.Inputs(**named))

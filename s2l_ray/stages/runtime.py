@@ -91,7 +91,8 @@ def check_capacity(resources: ResourcesConfig) -> None:
         threads = count * demand.threads
         if demand.gpus == 0 and threads > max(cpus, os.cpu_count() or 1):
             display.warn(
-                f"resources.{name}: {count} workers x {demand.threads} threads on {cpus:g} CPUs; they will wait for one another"
+                f"resources.{name}: {count} workers x {demand.threads} threads on {cpus:g} CPUs; "
+                "they will wait for one another"
             )
 
 

@@ -101,8 +101,8 @@ class ScoreShard:
             ]
         except MemoryError as error:
             raise DataError(
-                f"example {error.args[0]} alone does not fit into the scorer's memory. Lower tokens.max_tokens, or give "
-                "score_examples a larger GPU.",
+                f"example {error.args[0]} alone does not fit into the scorer's memory. Lower tokens.max_tokens, or "
+                "give score_examples a larger GPU.",
                 error.args,
             ) from error
         loss_NT = np.stack(loss_TN, axis=1)

@@ -5,7 +5,7 @@ Every selector is a ranking of the pool (the rows that both models can be traine
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import pyarrow as pa
@@ -193,7 +193,7 @@ def _copy_rows(
     with display.progress("copy selected rows", len(ids), "rows") as progress:
         for index, rows in sorted(by_file.items()):
             with output.open(f"rows/{files[index].name}") as sink:
-                copied = copy_rows(files[index], rows, sink)
+                copied = copy_rows(files[index], rows, cast(BinaryIO, sink))
             records.append(sink.record(copied))
             progress.advance(len(rows))
     return records

@@ -1,4 +1,7 @@
-"""`tokens` -> `proxy`: `step=000000/` (before training) and T checkpoints as model folders, `checkpoints.parquet`, `metrics.jsonl`."""
+"""`tokens` -> `proxy`: model folders `step=.../`, `checkpoints.parquet`, `metrics.jsonl`.
+
+`step=000000/` is the model before training; T more follow.
+"""
 
 from dataclasses import dataclass
 
