@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,7 +57,7 @@ class IdRange:
         return len(self.ids)
 
 
-@dataclass
+@dataclass(frozen=True)
 class JudgeShard:
     """Computes losses and answers for some held-out examples."""
 
@@ -66,29 +66,21 @@ class JudgeShard:
     pool: PoolResources
     output: StagedOutput
 
-    @cached_property
-    def _device(self) -> "tuple[torch.device, bool]":
-        return device_and_precision(self.config.precision, self.pool.gpus)
-
-    @cached_property
-    def _model(self) -> "PreTrainedModel":
-        with self.inputs.target.local_folder(MODEL_FOLDER) as folder:
-            return load_model(folder).to(self._device[0]).eval()
-
     def __call__(self, shard: IdRange) -> Receipt:
         """Write one part of the predictions."""
         limit_threads(self.pool.threads)
         table = self.inputs.eval_tokens.read_table("tokens-", list(TokenRows.COLUMNS))
         rows = TokenRows.from_table(table).take(np.asarray(shard.ids, np.int64))
-        device, bf16 = self._device
+        device, bf16 = device_and_precision(self.config.precision, self.pool.gpus)
+        model = _loaded(self.inputs.target, device)
         evaluate = self.config.evaluate
         pad_id = self.inputs.tokenizer.summary["pad_id"]
-        module = response_loss_module(self._model)
+        module = response_loss_module(model)
         loss_N = mean_losses(module, rows, batch_tokens=evaluate.batch_tokens, pad_id=pad_id, device=device, bf16=bf16)
         predictions: Sequence[str | None] = [None] * len(rows)
         matches: Sequence[bool | None] = [None] * len(rows)
         if "exact_match" in evaluate.metrics:
-            predictions, matches = self._answers(rows)
+            predictions, matches = self._answers(model, rows)
         part = pa.table(
             {
                 "example_id": list(shard.ids),
@@ -100,21 +92,27 @@ class JudgeShard:
         )
         return [self.output.write_parquet(f"scratch/predictions-{shard.piece}.parquet", [part], part.schema)], {}
 
-    def _answers(self, rows: TokenRows) -> tuple[list[str], list[bool]]:
+    def _answers(self, model: "PreTrainedModel", rows: TokenRows) -> tuple[list[str], list[bool]]:
         summary = self.inputs.tokenizer.summary
         tokenizer = opened_tokenizer(self.inputs.tokenizer)
         prompts, answers = prompts_and_answers(rows)
         generated = generate_greedily(
-            self._model,
+            model,
             prompts,
             max_new_tokens=self.config.evaluate.max_new_tokens,
             batch_tokens=self.config.evaluate.batch_tokens,
             eos_id=summary["eos_id"],
-            device=self._device[0],
+            device=model.device,
         )
         predictions = [tokenizer.decode(ids) for ids in generated]
         expected = [tokenizer.decode(ids.tolist()) for ids in answers]
         return predictions, [is_exact_match(p, e) for p, e in zip(predictions, expected, strict=True)]
+
+
+@lru_cache(maxsize=1)
+def _loaded(target: Artifact, device: "torch.device") -> "PreTrainedModel":
+    with target.local_folder(MODEL_FOLDER) as folder:
+        return load_model(folder).to(device).eval()
 
 
 def evaluate_target(
@@ -130,7 +128,7 @@ def evaluate_target(
     ]
     work = JudgeShard(inputs, config, resources.evaluate_target, output)
     pool = resources.evaluate_target
-    receipts = map_shards(work, shards, output, pool, label="evaluate target", stateful=True)
+    receipts = map_shards(work, shards, output, pool, label="evaluate target")
     parts = pa.concat_tables([output.read_parquet(r.path) for written, _ in receipts for r in written])
     labels = examples.select(["example_id", "source", "skill"])
     predictions = parts.join(labels, "example_id").sort_by("example_id").select(schemas.PREDICTIONS.names)

@@ -45,7 +45,10 @@ def connected(resources: ResourcesConfig) -> Iterator[None]:
         if address:
             ray.init(address=address, **options)
         else:
-            ray.init(address="local", include_dashboard=False, **options)
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+            # Idle workers are kept for the next stage: what they have imported took seconds.
+            system = {"num_workers_soft_limit": 4 * (os.cpu_count() or 1)}
+            ray.init(address="local", include_dashboard=False, _system_config=system, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ConfigError(
             f"no Ray cluster answers at {address or 'this machine'}: {error}. "
@@ -120,11 +123,10 @@ def map_shards(
     *,
     label: str,
     unit: str = "rows",
-    stateful: bool = False,
 ) -> list[Receipt]:
     """Run `work` over shards with Ray Data and return the receipts in order of the shards.
 
-    A shard that an earlier attempt finished is not done again.
+    The pool grows and shrinks between its bounds. A shard that an earlier attempt finished is not done again.
 
     Args:
         work: picklable; called in a worker, returns what it wrote through `output`.
@@ -133,7 +135,6 @@ def map_shards(
         pool: how many workers and what each gets.
         label: for the progress bar.
         unit: of `Shard.rows`.
-        stateful: keep one worker process per pool member (for models), instead of plain tasks.
 
     Raises:
         S2LError: what `work` raised; never retried.
@@ -144,7 +145,7 @@ def map_shards(
     with display.progress(label, sum(size.values()), unit) as progress:
         done = sum(size[piece] for piece in receipts)
         progress.update(done)
-        for piece, receipt in _stream(work, todo, output, pool, stateful) if todo else ():
+        for piece, receipt in _stream(work, todo, output, pool) if todo else ():
             receipts[piece] = receipt
             done += size[piece]
             progress.update(done)
@@ -152,7 +153,7 @@ def map_shards(
 
 
 def _stream(
-    work: Callable[[Any], Receipt], shards: Sequence[Shard], output: StagedOutput, pool: PoolResources, stateful: bool
+    work: Callable[[Any], Receipt], shards: Sequence[Shard], output: StagedOutput, pool: PoolResources
 ) -> Iterator[tuple[str, Receipt]]:
     import ray.data
 
@@ -164,12 +165,14 @@ def _stream(
         items = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
         arguments = {"work": work, "output": output, "threads": pool.threads}
         options: dict[str, Any] = {"num_cpus": pool.cpus, "num_gpus": pool.gpus or None}
-        if stateful:
+        # A GPU belongs to a process for good, so there it is a pool of actors. On CPUs plain tasks do the same with
+        # fewer process starts, which weigh more than the arithmetic of a small run: the next stage finds them warm.
+        if pool.gpus:
             most = min(pool.actors[1], len(shards))
             strategy = ray.data.ActorPoolStrategy(min_size=min(pool.actors[0], most), max_size=most)
             results = items.map(_ShardActor, fn_constructor_kwargs=arguments, compute=strategy, **options)
         else:
-            strategy = ray.data.TaskPoolStrategy(size=pool.actors[1])
+            strategy = ray.data.TaskPoolStrategy(size=min(pool.actors[1], len(shards)))
             results = items.map(_run_shard, fn_kwargs=arguments, compute=strategy, **options)
     for row in results.iter_rows():
         answer = json.loads(row["answer"])

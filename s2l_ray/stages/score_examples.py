@@ -6,7 +6,7 @@ pivoted or joined. Which rows share a batch depends on the shard alone, so the b
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,7 +55,7 @@ class RowRange:
         return self.stop - self.start
 
 
-@dataclass
+@dataclass(frozen=True)
 class ScoreShard:
     """Scores one shard with all checkpoints."""
 
@@ -64,27 +64,14 @@ class ScoreShard:
     pool: PoolResources
     output: StagedOutput
 
-    @cached_property
-    def _device(self) -> "tuple[torch.device, bool]":
-        return device_and_precision(self.config.precision, self.pool.gpus)
+    @property
+    def _steps(self) -> tuple[int, ...]:
+        return (0, *self.inputs.proxy.summary["checkpoint_steps"])
 
-    @cached_property
-    def _steps(self) -> list[int]:
-        return [0, *self.inputs.proxy.summary["checkpoint_steps"]]
-
-    @cached_property
-    def _resident(self) -> "list[torch.nn.Module]":
-        return [self._load(step) for step in self._steps]
-
-    def _load(self, step: int) -> "torch.nn.Module":
-        with self.inputs.proxy.local_folder(step_folder(step)) as folder:
-            return response_loss_module(load_model(folder).to(self._device[0]).eval())
-
-    def _modules(self) -> "Iterator[torch.nn.Module]":
-        if (self.config.checkpoints_per_pass or len(self._steps)) >= len(self._steps):
-            yield from self._resident
-        else:
-            yield from (self._load(step) for step in self._steps)
+    def _modules(self, device: "torch.device") -> "Iterator[torch.nn.Module]":
+        at_once = self.config.checkpoints_per_pass or len(self._steps)
+        for start in range(0, len(self._steps), at_once):
+            yield from _loaded(self.inputs.proxy, self._steps[start : start + at_once], device)
 
     def __call__(self, shard: RowRange) -> Receipt:
         """Write one file of trajectories."""
@@ -92,12 +79,12 @@ class ScoreShard:
         columns = [*TokenRows.COLUMNS, "source"]
         table = self.inputs.tokens.read_rows(shard.record, shard.start, shard.stop, columns)
         rows = TokenRows.from_table(table)
-        device, bf16 = self._device
+        device, bf16 = device_and_precision(self.config.precision, self.pool.gpus)
         pad_id = self.inputs.tokenizer.summary["pad_id"]
         try:
             loss_TN = [
                 mean_losses(m, rows, batch_tokens=self.config.batch_tokens, pad_id=pad_id, device=device, bf16=bf16)
-                for m in self._modules()
+                for m in self._modules(device)
             ]
         except MemoryError as error:
             raise DataError(
@@ -121,6 +108,16 @@ class ScoreShard:
                 "number is never replaced by one. Set `score.precision: fp32` (or bf16 in place of fp16 weights).",
                 ids,
             )
+
+
+@lru_cache(maxsize=1)
+def _loaded(proxy: Artifact, steps: tuple[int, ...], device: "torch.device") -> "list[torch.nn.Module]":
+    """Hold the models of some checkpoints: a worker process loads them once for all of its shards."""
+    modules = []
+    for step in steps:
+        with proxy.local_folder(step_folder(step)) as folder:
+            modules.append(response_loss_module(load_model(folder).to(device).eval()))
+    return modules
 
 
 def _table(tokens: pa.Table, loss_NT: NDArray[np.float32], schema: pa.Schema) -> pa.Table:
@@ -149,7 +146,7 @@ def score_examples(
         for start in range(0, record.rows or 0, config.shard_rows)
     ]
     work = ScoreShard(inputs, config, resources.score_examples, output)
-    receipts = map_shards(work, shards, output, resources.score_examples, label="score examples", stateful=True)
+    receipts = map_shards(work, shards, output, resources.score_examples, label="score examples")
     records = [record for written, _ in receipts for record in written]
     rows = sum(record.rows or 0 for record in records)
     if rows != inputs.tokens.summary["rows_kept"]:

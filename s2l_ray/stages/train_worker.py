@@ -147,12 +147,16 @@ class _Worker:
             publish_progress(self.job.output, report.step, f"loss {report.mean_loss:.3f}")
 
     def on_stop(self, report: StepReport) -> None:
-        """Keep weights where they are wanted, and a point to go on from."""
+        """Keep weights where they are wanted, and a point to go on from where one is due."""
+        self.stops.append(asdict(report))
+        self.keep_weights(report.step)
+        if report.step in self.job.resume_points:
+            self._publish(report)
+
+    def _publish(self, report: StepReport) -> None:
+        """Give Ray Train a checkpoint to go on from; every worker takes part."""
         import ray.train
 
-        self.stops.append(asdict(report))
-        if report.step in self.job.weights_at:
-            self.keep_weights(report.step)
         with tempfile.TemporaryDirectory(prefix="s2l-") as temporary:
             folder = Path(temporary)
             self.engine.save(folder)

@@ -96,7 +96,7 @@ def test_generate_rows_sources_are_uneven_groups_of_whole_skills(rows):
 
 
 def test_generate_rows_wrong_rows_have_other_values_of_the_same_table(rows):
-    value = learn_tables(rows)
+    value = learn_tables(generate_rows(SyntheticSpec(rows=60_000), seed=0))
     values_of_skill = defaultdict(set)
     for (skill, key), word in value.items():
         values_of_skill[skill, key[-1]].add(word)
