@@ -10,12 +10,13 @@ import hashlib
 import io
 import json
 import os
+import re
 import socket
 import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +33,7 @@ HEARTBEAT = "heartbeat.json"
 SCRATCH = "scratch"
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
+_ATTEMPT = re.compile(r"attempt-[0-9a-f]{12}")
 
 
 def canonical(value: Any) -> Any:
@@ -107,6 +109,7 @@ class Manifest:
         """
         try:
             raw = json.loads(data)
+            raw["run"]["attempt"]
             return cls(**{**raw, "files": tuple(FileRecord(**f) for f in raw["files"])})
         except (ValueError, TypeError, KeyError) as error:
             raise ArtifactError(
@@ -125,17 +128,30 @@ class Storage:
         """Return the storage at a path or URI; a local path becomes absolute.
 
         Raises:
-            ConfigError: a relative path in a submitted job, or a URI that pyarrow cannot open.
+            ConfigError: a relative path in a submitted job, a URI that pyarrow cannot open, or no path at all.
         """
         if "://" in uri:
             try:
-                pafs.FileSystem.from_uri(uri)
+                filesystem, inner = pafs.FileSystem.from_uri(uri)
             except (pa.ArrowException, OSError, ValueError) as error:
                 raise ConfigError(
                     f"storage {uri!r}: {error}. Expected a local path or a URI such as s3://bucket/dir."
                 ) from error
-            return cls(uri.rstrip("/"))
+            if not inner:
+                raise ConfigError(f"storage {uri!r}: found no bucket or path. Expected a URI such as s3://bucket/dir.")
+            if not isinstance(filesystem, pafs.LocalFileSystem):
+                return cls(uri.rstrip("/"))
+            uri = inner
+        try:
+            return cls._at_path(uri)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ConfigError(f"storage {uri!r}: {error}. Expected the path of a folder.") from error
+
+    @classmethod
+    def _at_path(cls, uri: str) -> "Storage":
         path = Path(uri).expanduser()
+        if not uri.strip():
+            raise ConfigError(f"storage {uri!r}: found an empty path. Expected a folder, e.g. ./.s2l.")
         if not path.is_absolute() and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
             raise ConfigError(
                 f"storage {uri!r} is relative, and the working directory of a submitted job vanishes with the job. "
@@ -175,8 +191,11 @@ class Storage:
         return "/".join((self._resolved[1], *parts))
 
     def uri_of(self, *parts: str) -> str:
-        """Join parts below the root, as other programs want them."""
-        return "/".join((self.uri, *parts))
+        """Join parts below the root, as other programs want them; a URI keeps its query at the end."""
+        if self.is_local:
+            return "/".join((self.uri, *parts))
+        root, mark, query = self.uri.partition("?")
+        return "/".join((root.rstrip("/"), *parts)) + mark + query
 
     def read_bytes(self, *parts: str) -> bytes | None:
         """Return a whole file, or None where there is none."""
@@ -238,26 +257,40 @@ class Storage:
         Raises:
             ConfigError: it cannot.
         """
+        # A name of its own, since two runs may begin at once; exclusively, since a commit will need that.
+        name = f"write-test-{uuid.uuid4().hex}"
         try:
-            self.write_bytes(b"", "write-test")
-            self.filesystem.delete_file(self.path("write-test"))
+            self.create_exclusively(b"", name)
+            self.filesystem.delete_file(self.path(name))
         except OSError as error:
             raise ConfigError(
                 f"storage {self.uri} cannot be written: {error}. Give a folder or bucket that this user may write to."
             ) from error
 
-    def orphans(self) -> list[tuple[str, str, str]]:
-        """Return the attempts that no manifest names and nobody works on, as (artifact, fingerprint, attempt)."""
-        found = []
+    def orphans(self) -> list[tuple[str, ...]]:
+        """Return what nobody works on and no manifest names, as parts of a path below the root.
+
+        That is (artifact, fingerprint, attempt), or with `scratch` at the end what a committed attempt left over.
+        Folders that are no attempts of ours are none of our business, wherever this storage may point.
+        """
+        found: list[tuple[str, ...]] = []
         for artifact in self.list_folders():
             for fingerprint in self.list_folders(artifact):
-                committed = self.find(artifact, fingerprint)
-                named = committed.manifest.run["attempt"] if committed else None
-                for attempt in self.list_folders(artifact, fingerprint):
-                    beat = StagedOutput(self, artifact, fingerprint, attempt).heartbeat()
-                    if attempt != named and not (beat and _is_alive(beat)):
-                        found.append((artifact, fingerprint, attempt))
+                for staged in self._attempts(artifact, fingerprint):
+                    beat = staged.heartbeat()
+                    if beat and _is_alive(beat):
+                        continue
+                    # Only now the manifest: an attempt is alive until it is committed.
+                    committed = self.find(artifact, fingerprint)
+                    if committed is None or committed.manifest.run["attempt"] != staged.attempt:
+                        found.append((artifact, fingerprint, staged.attempt))
+                    elif SCRATCH in self.list_folders(artifact, fingerprint, staged.attempt):
+                        found.append((artifact, fingerprint, staged.attempt, SCRATCH))
         return found
+
+    def _attempts(self, artifact: str, fingerprint: str) -> "list[StagedOutput]":
+        names = self.list_folders(artifact, fingerprint)
+        return [StagedOutput(self, artifact, fingerprint, name) for name in names if _ATTEMPT.fullmatch(name)]
 
     def find(self, artifact: str, fingerprint: str) -> "Artifact | None":
         """Return an artifact, or None where no manifest says that it exists."""
@@ -267,18 +300,19 @@ class Storage:
         return Artifact(self, Manifest.from_json(data, self.uri_of(artifact, fingerprint, MANIFEST)))
 
     def begin(self, artifact: str, fingerprint: str) -> "StagedOutput | None":
-        """Return an attempt to write an artifact: an abandoned one, else a new one, None while another run is at it."""
-        for attempt in self.list_folders(artifact, fingerprint):
-            if not attempt.startswith("attempt-"):
-                continue
-            staged = StagedOutput(self, artifact, fingerprint, attempt)
+        """Return an attempt to write an artifact: an abandoned one, else a new one, None while another run is at it.
+
+        Of several that would adopt the same attempt the first to write a claim has it; the claim counts until the
+        adopter has had the time for a heartbeat of its own.
+        """
+        for staged in self._attempts(artifact, fingerprint):
             beat = staged.heartbeat()
             if beat is not None and _is_alive(beat):
                 return None
-            nonce = beat["nonce"] if beat else "released"
-            if self.create_exclusively(uuid.uuid4().hex.encode(), artifact, fingerprint, attempt, f"claim-{nonce}"):
+            claim = (artifact, fingerprint, staged.attempt, f"claim-{beat['nonce'] if beat else 'first'}")
+            if self.create_exclusively(json.dumps({"time": time.time(), "by": uuid.uuid4().hex}).encode(), *claim):
                 return staged
-            if beat is None or time.time() - beat["time"] < STALE_SECONDS:
+            if time.time() - json.loads(self.read_bytes(*claim) or b"{}").get("time", 0) < STALE_SECONDS:
                 return None
         return StagedOutput(self, artifact, fingerprint, f"attempt-{uuid.uuid4().hex[:12]}")
 
@@ -399,9 +433,10 @@ class Artifact:
 
     def discard(self) -> None:
         """Take the manifest away, so that the artifact does not exist any more and its stage runs again."""
-        self.storage.filesystem.delete_file(
-            self.storage.path(self.manifest.artifact, self.manifest.fingerprint, MANIFEST)
-        )
+        with suppress(FileNotFoundError):  # another run has seen the same
+            self.storage.filesystem.delete_file(
+                self.storage.path(self.manifest.artifact, self.manifest.fingerprint, MANIFEST)
+            )
 
 
 @dataclass(frozen=True)
@@ -474,11 +509,12 @@ class StagedOutput:
         self.storage.write_bytes(data, *self._parts(f"{SCRATCH}/receipts/{piece}.json"))
 
     def finished(self, piece: str) -> tuple[list[FileRecord], dict[str, Any]] | None:
-        """Return what `keep` remembered for a piece, or None."""
+        """Return what `keep` remembered for a piece, or None; a receipt that cannot be read is none."""
         data = self.storage.read_bytes(*self._parts(f"{SCRATCH}/receipts/{piece}.json"))
-        if data is None:
+        try:
+            raw = json.loads(data or b"")
+        except ValueError:
             return None
-        raw = json.loads(data)
         return [FileRecord(**r) for r in raw["records"]], raw["note"]
 
     def read_bytes(self, path: str) -> bytes | None:
@@ -509,9 +545,14 @@ class StagedOutput:
         stop = threading.Event()
         beat = {"host": _host(), "pid": os.getpid(), "nonce": uuid.uuid4().hex}
 
+        def say(**now: float) -> None:
+            # A storage that fails for good fails the stage itself, with a better message than ours.
+            with suppress(OSError):
+                self.storage.write_bytes(json.dumps({**beat, **now}).encode(), *self._parts(HEARTBEAT))
+
         def beats() -> None:
             while True:
-                self.storage.write_bytes(json.dumps({**beat, "time": time.time()}).encode(), *self._parts(HEARTBEAT))
+                say(time=time.time())
                 if stop.wait(HEARTBEAT_SECONDS):
                     return
 
@@ -523,7 +564,7 @@ class StagedOutput:
             stop.set()
             thread.join()
             # An attempt given up in good order is free at once; `time: 0` is long ago for every reader.
-            self.storage.write_bytes(json.dumps({**beat, "pid": -1, "time": 0}).encode(), *self._parts(HEARTBEAT))
+            say(pid=-1, time=0)
 
     def commit(
         self,
@@ -534,7 +575,10 @@ class StagedOutput:
         summary: Mapping[str, Any],
         run: Mapping[str, Any],
     ) -> Artifact:
-        """Write the manifest. Where another run was first, its artifact is the one that exists, and is returned."""
+        """Write the manifest and drop the scratch folder.
+
+        Where another run was first, its artifact is the one that exists, and is returned.
+        """
         files = tuple(sorted(records, key=lambda r: r.path))
         if len({f.path for f in files}) != len(files):
             raise ArtifactError(
@@ -555,6 +599,8 @@ class StagedOutput:
             raise ArtifactError(
                 f"{self.uri}: the manifest was written and is gone. Is something cleaning this storage?"
             )
+        with suppress(OSError):  # the artifact exists; `gc` takes what stays behind
+            self.storage.delete_folder(*self._parts(SCRATCH))
         return committed
 
 

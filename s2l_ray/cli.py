@@ -9,7 +9,7 @@ from typing import Any
 
 from s2l_ray.config import Experiment, load_experiment
 from s2l_ray.errors import S2LError
-from s2l_ray.log import display
+from s2l_ray.log import display, without_user_info
 
 INTERRUPTED = 130
 
@@ -20,6 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     display.quiet = bool(options.json)
     try:
         options.command(options)
+        sys.stdout.flush()
         code = 0
     except S2LError as error:
         display.error(str(error))
@@ -31,7 +32,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of our output has gone; nothing is left to say.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
-    sys.stdout.flush()
     return code
 
 
@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
 def _load(options: argparse.Namespace) -> Experiment:
     overrides = list(options.set)
     if options.storage:
-        overrides.append(f"storage={json.dumps(options.storage)}")
+        overrides.append(f"storage={json.dumps(options.storage, ensure_ascii=False)}")
     return load_experiment(options.config, overrides)
 
 
@@ -91,7 +91,7 @@ def _plan(options: argparse.Namespace) -> None:
         for state in states
     ]
     if options.json:
-        print(json.dumps({"storage": storage.uri, "nodes": rows}))
+        _print_json({"storage": storage.uri, "nodes": rows})
         return
     display.table(["artifact", "stage", "state", "why"], [list(row.values()) for row in rows])
     missing = sum(state.artifact is None for state in states)
@@ -114,7 +114,7 @@ def _run(options: argparse.Namespace) -> None:
     summary = RunSummary(experiment, pipeline, result, storage)
     summary.save()
     if options.json:
-        print(json.dumps(summary.as_json()))
+        _print_json(summary.as_json())
     else:
         summary.show()
 
@@ -129,7 +129,7 @@ def _inspect(options: argparse.Namespace) -> None:
 
     data = inspect_folder(options.folder)
     if options.json:
-        print(json.dumps(data))
+        _print_json(data)
         return
     for key, value in data.items():
         if isinstance(value, Mapping):
@@ -150,5 +150,9 @@ def _gc(options: argparse.Namespace) -> None:
         if not options.dry_run:
             storage.delete_folder(*orphan)
     if options.json:
-        print(json.dumps({"removed": ["/".join(o) for o in orphans], "dry_run": options.dry_run}))
-    display.say(f"{len(orphans)} abandoned attempt{'s' if len(orphans) != 1 else ''}")
+        _print_json({"removed": ["/".join(o) for o in orphans], "dry_run": options.dry_run})
+    display.say(f"{len(orphans)} abandoned folder{'s' if len(orphans) != 1 else ''}")
+
+
+def _print_json(data: Mapping[str, Any]) -> None:
+    print(without_user_info(json.dumps(data)))

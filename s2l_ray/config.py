@@ -11,24 +11,50 @@ import hashlib
 import math
 import re
 from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from s2l_ray.errors import ConfigError
 
 MAIN_ARM = "main"
 
+MAX_SEED = 2**63 - 1
+"""What torch and numpy both take."""
+SEEDED = ("proxy", "cluster", "select", "target")
+"""The sections with a seed of their own."""
+SHARED = ("storage", "resources")
+"""What all arms have in common: one run has one storage and one Ray."""
+MAX_SHOWN = 120
+"""Characters of a wrong value in a message."""
+
 
 class Section(BaseModel):
     """Base of every section: immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse `true` where a number stands: Python would read it as 1."""
+        expected = cls.model_fields[info.field_name or ""].annotation
+        items = value if isinstance(value, list | tuple) else (value,)
+        if expected is not bool and any(isinstance(item, bool) for item in items):
+            raise ValueError("true and false are no values of this key")
+        return value
 
 
 class SyntheticCorpus(Section):
@@ -138,7 +164,7 @@ class ModelConfig(Section):
     """`auto` is bf16 on a GPU that supports it, else fp32."""
     deterministic: bool = False
     """Ask torch for deterministic kernels on a GPU."""
-    seed: int | None = None
+    seed: int | None = Field(None, ge=0, le=MAX_SEED)
     """Seed of weights and batch order; derived from the root seed unless set."""
 
     @model_validator(mode="after")
@@ -189,7 +215,8 @@ class ClusterConfig(Section):
     """Cluster each value of this column on its own."""
     init_rows: int = Field(65_536, ge=1)
     """Rows on which the start is chosen: those of lowest draw hash."""
-    seed: int | None = None
+    seed: int | None = Field(None, ge=0, le=MAX_SEED)
+    """Seed of the start; derived from the root seed unless set."""
 
 
 class SelectConfig(Section):
@@ -201,7 +228,8 @@ class SelectConfig(Section):
     """int: rows; float up to 1: fraction of the kept rows; or "10%", "5k", "2M tokens"."""
     quota_exponent: float = Field(0.0, ge=0, le=1)
     """0: an even share per cluster; 1: proportional to size."""
-    seed: int | None = None
+    seed: int | None = Field(None, ge=0, le=MAX_SEED)
+    """Seed of the draw within a cluster; derived from the root seed unless set."""
 
     @field_validator("budget", mode="before")
     @classmethod
@@ -237,7 +265,7 @@ class EvaluateConfig(Section):
     """As `examples.columns`."""
     held_out: float = Field(0.05, gt=0, lt=1)
     """Share of the examples that is held out where `path` is null."""
-    metrics: tuple[Literal["loss", "exact_match"], ...] = ("loss",)
+    metrics: tuple[Literal["loss", "exact_match"], ...] = Field(("loss",), min_length=1)
     max_new_tokens: int = Field(64, ge=1)
     """Longest generated answer [tokens]."""
     max_rows: int | None = Field(None, ge=1)
@@ -305,7 +333,7 @@ class ResourcesConfig(Section):
 class Config(Section):
     """One arm of an experiment, complete."""
 
-    seed: int = 0
+    seed: int = Field(0, ge=0, le=MAX_SEED)
     """Root of every seed."""
     storage: str = "./.s2l"
     """Where artifacts live: any `pyarrow.fs` URI."""
@@ -320,18 +348,15 @@ class Config(Section):
     report: ReportConfig = ReportConfig()
     resources: ResourcesConfig = ResourcesConfig()
 
-    @model_validator(mode="before")
-    @classmethod
-    def _derive_seeds(cls, data: Any) -> Any:
+    @model_validator(mode="after")
+    def _derive_seeds(self) -> "Config":
         """Give every section without a seed one that follows from the root seed."""
-        if not isinstance(data, dict) or not isinstance(data.get("seed", 0), int):
-            return data
-        data = deepcopy(data)
-        for name in ("proxy", "cluster", "select", "target"):
-            section = data.setdefault(name, {})
-            if isinstance(section, dict) and section.get("seed") is None:
-                section["seed"] = derive_seed(data.get("seed", 0), name)
-        return data
+        for name in SEEDED:
+            section = getattr(self, name)
+            if section.seed is None:
+                seeded = section.model_copy(update={"seed": derive_seed(self.seed, name)})
+                object.__setattr__(self, name, seeded)
+        return self
 
     @model_validator(mode="after")
     def _official_is_stratified(self) -> "Config":
@@ -391,11 +416,15 @@ def parse_experiment(data: Any, overrides: list[str], *, origin: str, name: str)
     set_paths = []
     for line in overrides:
         dotted, value = parse_override(line)
+        if dotted.partition(".")[0] in ("arms", "sweep"):
+            raise ConfigError(
+                f"--set {line!r}: found `arms` or `sweep`, expected a value of a section. Write them in {origin}; "
+                "to run one variant alone, set its own paths, e.g. `--set select.method=random`."
+            )
         set_paths.append(dotted)
         data = override(data, dotted, value)
-    for arm in arms or {}:
-        if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", str(arm)):
-            raise ConfigError(f"{origin}: arm name {arm!r}: expected letters, digits, `_` or `-`, 40 at most.")
+    for arm, changes in (arms or {}).items():
+        _check_arm(arm, changes, origin)
     clash = any(_overlap(s, str(p)) for s in set_paths for arm in (arms or {}).values() for p in arm)
     if not arms or clash:
         arms = {MAIN_ARM: {}}
@@ -407,6 +436,23 @@ def parse_experiment(data: Any, overrides: list[str], *, origin: str, name: str)
         where = origin if arm == MAIN_ARM else f"{origin} (arm {arm})"
         configs[str(arm)] = _validate(arm_data, where)
     return Experiment(name=name, arms=configs, sparse=data | {"arms": arms})
+
+
+def _check_arm(arm: Any, changes: Mapping[Any, Any], origin: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", str(arm)):
+        raise ConfigError(f"{origin}: arm name {arm!r}: expected letters, digits, `_` or `-`, 40 at most.")
+    for dotted, value in changes.items():
+        if str(dotted).partition(".")[0] in SHARED:
+            raise ConfigError(
+                f"{origin} (arm {arm}): found `{dotted}`, which all arms share. Set it outside `arms`, or with `--set`."
+            )
+        if isinstance(value, Mapping) and dotted in Config.model_fields:
+            # It would replace the section, and silently drop what the file sets there for all arms.
+            first = next(iter(value), "...")
+            raise ConfigError(
+                f"{origin} (arm {arm}): found the whole section `{dotted}`, expected dotted keys. "
+                f"Write `{dotted}.{first}: ...`."
+            )
 
 
 def override(data: Mapping[str, Any], dotted: str, value: Any) -> dict[str, Any]:
@@ -442,15 +488,18 @@ def parse_override(line: str) -> tuple[str, Any]:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML as people mean it: `1e-4` is a number, `no` is a word, a key stands once, no aliases."""
+    """YAML as people mean it: `1e-4` is a number, `no` is a word, a key stands once; no aliases, no tags."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.events.AliasEvent):
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        found = None
+        if isinstance(event, yaml.events.AliasEvent) or event.anchor is not None:
+            found = "an alias" if isinstance(event, yaml.events.AliasEvent) else "an anchor"
+        elif event.tag not in (None, "!"):
+            found = f"the tag {event.tag}"
+        if found:
             raise yaml.constructor.ConstructorError(
-                None,
-                None,
-                "found an alias, expected plain values",
-                self.peek_event().start_mark,  # type: ignore[no-untyped-call]
+                None, None, f"found {found}, expected plain values", event.start_mark
             )
         return super().compose_node(parent, index)
 
@@ -473,12 +522,15 @@ _StrictLoader.yaml_implicit_resolvers = {
     first: [
         (tag, pattern)
         for tag, pattern in resolvers
-        if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")
+        if tag.rpartition(":")[2] not in ("bool", "int", "float", "timestamp")
     ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _StrictLoader.add_implicit_resolver(
     "tag:yaml.org,2002:bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"[-+]?(?:0|[1-9][\d_]*)$"), list("-+0123456789")
 )
 _StrictLoader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+.0123456789"))
 
@@ -487,11 +539,13 @@ def parse_yaml(text: str, *, origin: str) -> Any:
     """Parse YAML with the strict loader.
 
     Raises:
-        ConfigError: not YAML, a repeated key, an alias, or a Python tag.
+        ConfigError: not YAML, a repeated key, an alias, an anchor, or a tag.
     """
     try:
         return yaml.load(text, Loader=_StrictLoader)
-    except yaml.YAMLError as error:
+    except RecursionError as error:
+        raise ConfigError(f"{origin}: lists or mappings are nested too deep. Expected plain YAML.") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an integer of thousands of digits
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error)
@@ -502,7 +556,10 @@ def _validate(data: Mapping[str, Any], origin: str) -> Config:
     try:
         config = Config.model_validate(data)
     except ValidationError as error:
-        lines = [f"{origin}: {_explain(detail)}" for detail in error.errors()]
+        details = error.errors()
+        # A mapping or list was not meant as the text that the key may also hold.
+        meant = [d for d in details if d["type"] != "string_type" or not isinstance(d["input"], Mapping | list)]
+        lines = [f"{origin}: {_explain(detail)}" for detail in meant or details]
         raise ConfigError("\n".join(dict.fromkeys(lines))) from error
     _check_finite(config.model_dump(), origin)
     return config
@@ -512,8 +569,11 @@ def _check_finite(value: Any, origin: str, dotted: str = "") -> None:
     if isinstance(value, Mapping):
         for key, child in value.items():
             _check_finite(child, origin, f"{dotted}.{key}".lstrip("."))
+    elif isinstance(value, list | tuple):
+        for index, child in enumerate(value):
+            _check_finite(child, origin, f"{dotted}.{index}")
     elif isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{origin}: {dotted}: found {value}, expected a finite number.")
+        raise ConfigError(f"{origin}: `{dotted}`: found {value}, expected a finite number.")
 
 
 def _explain(detail: ErrorDetails) -> str:
@@ -525,25 +585,38 @@ def _explain(detail: ErrorDetails) -> str:
         hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(sorted(known))}."
         return f"unknown key `{dotted}`; {hint}"
     if detail["type"] == "missing":
-        return f"`{dotted}` is missing; set it in the file or with `--set {dotted}=...`."
+        in_list = any(isinstance(part, int) for part in detail["loc"])
+        advice = "" if in_list else f" or with `--set {dotted}=...`"
+        return f"`{dotted}` is missing; set it in the file{advice}."
     message = detail["msg"].removeprefix("Value error, ")
     found = detail["input"]
-    shown = "" if isinstance(found, Mapping | BaseModel) else f"found {found!r}; "
+    shown = "" if isinstance(found, Mapping | BaseModel) else f"found {_shown(found)}; "
     return f"`{dotted}`: {shown}{message[0].lower()}{message[1:].rstrip('.')}."
 
 
 def _known_keys(path: list[str]) -> list[str]:
-    model: Any = Config
+    model: type[Section] | None = Config
     for name in path:
-        field = model.model_fields.get(name) if isinstance(model, type) and issubclass(model, BaseModel) else None
-        if field is None:
-            return []
-        options = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
         if model is None:
             return []
-    keys = list(model.model_fields)
+        if name.isdigit() or name.startswith("tuple["):
+            continue
+        field = model.model_fields.get(name)
+        model = _section_in(field.annotation) if field else None
+    keys = list(model.model_fields) if model else []
     return [*keys, "arms", "sweep"] if model is Config else keys
+
+
+def _section_in(annotation: Any) -> type[Section] | None:
+    """Return the section that a field holds, be it one of several types or inside a list."""
+    if arguments := get_args(annotation):
+        return next((found for argument in arguments if (found := _section_in(argument))), None)
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def _overlap(one: str, other: str) -> bool:
@@ -551,4 +624,4 @@ def _overlap(one: str, other: str) -> bool:
 
 
 def _kind(value: Any) -> str:
-    return "nothing" if value is None else f"a {type(value).__name__}"
+    return "nothing" if value is None else f"a value of type {type(value).__name__}"

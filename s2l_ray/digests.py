@@ -7,14 +7,17 @@ covers. `known` never reads content and is what `s2l plan` uses; `compute` reads
 import json
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.fs as pafs
 
 from s2l_ray.artifacts import Storage, file_digest, hash_of
+from s2l_ray.errors import DataError
 
 CACHE = "input-digests.json"
+MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py")
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,8 @@ class OutsideFile:
 
     @property
     def key(self) -> str:
-        """Name in the cache; another size or time of change is another key."""
-        return f"{self.path}|{self.bytes}|{self.modified_ns}"
+        """Name in the cache; another size or time of change is another key. A hash, as a URI may hold a password."""
+        return hash_of([self.path, self.bytes, self.modified_ns])
 
 
 class DigestCache:
@@ -39,8 +42,10 @@ class DigestCache:
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
-        data = storage.read_bytes(CACHE)
-        self._known: dict[str, str] = json.loads(data) if data else {}
+        self._known: dict[str, str] = {}
+        # A cache that cannot be read costs a hash, no more.
+        with suppress(ValueError):
+            self._known.update(json.loads(storage.read_bytes(CACHE) or b"{}"))
 
     def known(self, files: Iterable[OutsideFile], extra: Mapping[str, str | None]) -> str | None:
         """Return the digest of a set of files and facts about them, or None where a file was not hashed yet."""
@@ -50,7 +55,11 @@ class DigestCache:
         return hash_of([[[file.name, self._known[file.key]] for file in listed], dict(extra)])
 
     def compute(self, files: Iterable[OutsideFile], extra: Mapping[str, str | None]) -> str:
-        """Return the digest, hashing the files that were not hashed yet."""
+        """Return the digest, hashing the files that were not hashed yet.
+
+        Raises:
+            DataError: a file cannot be read.
+        """
         listed = list(files)
         missing = [file for file in listed if file.key not in self._known]
         if missing:
@@ -65,7 +74,7 @@ class DigestCache:
 
 def model_files(folder: Path) -> tuple[OutsideFile, ...]:
     """Return the files of a model folder that decide what it computes and how it reads text."""
-    wanted = [*folder.glob("*.safetensors"), *folder.glob("*.json"), *folder.glob("*.model"), *folder.glob("*.txt")]
+    wanted = [file for pattern in MODEL_FILES for file in folder.glob(pattern)]
     return tuple(
         OutsideFile(str(file.absolute()), file.name, file.stat().st_size, file.stat().st_mtime_ns)
         for file in sorted(set(wanted))
@@ -73,8 +82,14 @@ def model_files(folder: Path) -> tuple[OutsideFile, ...]:
 
 
 def _digest(file: OutsideFile) -> str:
-    if "://" in file.path:
-        filesystem, path = pafs.FileSystem.from_uri(file.path)
-    else:
-        filesystem, path = pafs.LocalFileSystem(), file.path
-    return file_digest(filesystem, path)
+    try:
+        if "://" in file.path:
+            filesystem, path = pafs.FileSystem.from_uri(file.path)
+        else:
+            filesystem, path = pafs.LocalFileSystem(), file.path
+        return file_digest(filesystem, path)
+    except OSError as error:
+        raise DataError(
+            f"{file.name}: cannot be read ({error.strerror or 'gone, or not permitted'}). "
+            "Expected the file that was there at the start; put it back and run the same command again."
+        ) from error

@@ -39,14 +39,17 @@ class EngineSettings:
 class Engine(Protocol):
     """Holds a model and its optimizer."""
 
-    def train_step(self, batches: Sequence[Batch | None], global_tokens: int, learning_rate: float) -> float:
-        """Apply one step; return the sum of token losses of this worker [nats]."""
+    def train_step(self, batches: Sequence[Batch | None], global_tokens: int, learning_rate: float, seed: int) -> float:
+        """Apply one step; return the sum of token losses of this worker [nats]. `seed` is for dropout."""
 
     def sum_over_workers(self, value: float) -> float:
         """Return the sum of a number over all workers."""
 
     def weights(self) -> dict[str, "torch.Tensor"] | None:
-        """Return all weights on the CPU on rank 0, None elsewhere. Every worker must call it."""
+        """Return all weights on the CPU on rank 0, None elsewhere. Every worker must call it.
+
+        They may share memory with the model: use them before the next step.
+        """
 
     def save(self, folder: Path) -> None:
         """Write what is needed to go on from here. Every worker must call it with a folder of its own."""
@@ -73,10 +76,11 @@ class TorchEngine:
             self._module = torch.nn.parallel.DistributedDataParallel(self._module)
         self._optimizer = adamw(self._model, settings)
 
-    def train_step(self, batches: Sequence[Batch | None], global_tokens: int, learning_rate: float) -> float:
+    def train_step(self, batches: Sequence[Batch | None], global_tokens: int, learning_rate: float, seed: int) -> float:
         """See `Engine`."""
         import torch
 
+        torch.manual_seed(seed)
         self._model.train()
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
@@ -153,10 +157,11 @@ class DeepSpeedEngine:
             config=deepspeed_config(settings, zero_stage),
         )
 
-    def train_step(self, batches: Sequence[Batch | None], global_tokens: int, learning_rate: float) -> float:
+    def train_step(self, batches: Sequence[Batch | None], global_tokens: int, learning_rate: float, seed: int) -> float:
         """See `Engine`."""
         import torch
 
+        torch.manual_seed(seed)
         self._engine.train()
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate

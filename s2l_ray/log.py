@@ -24,17 +24,29 @@ LINE_SECONDS = 10.0
 LOG_WIDTH = 200
 """Columns of a table where there is no terminal to ask."""
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""C0 and C1 controls but tab and newline, the marks that turn the direction of text, and what is no character."""
+_USER_INFO = re.compile(r"(\w://)[^/\s\"]+@")
+
+
+def without_user_info(text: str) -> str:
+    """Return text whose URLs show no user and no password."""
+    return _USER_INFO.sub(r"\1[redacted]@", text)
 
 
 def plain(text: str) -> str:
-    """Return text with control characters escaped, so that data cannot steer a terminal."""
-    return _CONTROL.sub(lambda match: f"\\x{ord(match.group()):02x}", text)
+    """Return text as it may stand on a terminal: controls escaped, so that data cannot steer it, and no passwords."""
+    return _CONTROL.sub(_escaped, without_user_info(text))
+
+
+def _escaped(match: re.Match[str]) -> str:
+    code = ord(match.group())
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 def duration(seconds: float) -> str:
     """Return a duration in the largest two units that matter: `3.1 s`, `4 min 10 s`, `2 h 5 min`."""
-    if seconds < 60:
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
@@ -54,7 +66,7 @@ class Display:
     def _console(self) -> Console:
         from rich.console import Console
 
-        console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+        console = Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
         if not console.is_terminal:
             console.width = LOG_WIDTH
         return console
@@ -90,11 +102,12 @@ class Display:
     @contextmanager
     def labelled(self, arms: Sequence[str]) -> Iterator[None]:
         """Name the arms that this thread works for in its progress and warnings."""
+        before = self._arms()
         self._local.arms = f" [{', '.join(arms)}]" if arms else ""
         try:
             yield
         finally:
-            self._local.arms = ""
+            self._local.arms = before
 
     def _arms(self) -> str:
         return getattr(self._local, "arms", "")

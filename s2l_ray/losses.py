@@ -53,7 +53,9 @@ def response_loss_module(model: "torch.nn.Module") -> "torch.nn.Module":
                 logits_BLV = self.model(input_ids=input_ids_BL, use_cache=False).logits
                 logits_RV = logits_BLV[row_R, position_R - 1].float()
                 loss_R = torch.nn.functional.cross_entropy(logits_RV, label_R, reduction="none")
-            return loss_R.new_zeros(len(input_ids_BL)).index_add(0, row_R, loss_R)
+            # Unlike an `index_add`, this sum has one order on a GPU too.
+            loss_BL = loss_R.new_zeros(input_ids_BL.shape).index_put((row_R, position_R), loss_R)
+            return loss_BL.sum(dim=1)
 
     return ResponseLoss()
 
@@ -62,23 +64,34 @@ def head_is_plain(model: "torch.nn.Module") -> bool:
     """Return whether the logits are just the output embedding of the last hidden state.
 
     Some architectures scale or cap their logits after the head, or transform before it; they take the long way.
+    What the head puts out is enlarged for the probe, since a cap shows on large logits only.
     """
     import torch
 
-    if model.get_output_embeddings() is None or model.base_model is model:
+    head = model.get_output_embeddings()
+    if head is None or model.base_model is model:
         return False
-    parameter = next(model.parameters())
-    probe_BL = torch.arange(2, 6, device=parameter.device)[None]
+    seen: list[torch.Tensor] = []
+
+    def enlarge(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...], logits: torch.Tensor) -> torch.Tensor:
+        seen[:] = [inputs[0], logits * 1e3]
+        return seen[1]
+
+    probe_BL = torch.tensor([[0, 1, 1, 0]], device=next(model.parameters()).device)
     was_training = model.training
     model.eval()
+    hook = head.register_forward_hook(enlarge)
     try:
         with torch.no_grad():
-            full_LV = model(input_ids=probe_BL, use_cache=False).logits[0].float()
-            hidden_LD = model.base_model(input_ids=probe_BL, use_cache=False).last_hidden_state[0]
-            short_LV = model.get_output_embeddings()(hidden_LD).float()
+            logits_BLV = model(input_ids=probe_BL, use_cache=False).logits
+            hidden_BLD = model.base_model(input_ids=probe_BL, use_cache=False).last_hidden_state
     finally:
+        hook.remove()
         model.train(was_training)
-    return full_LV.shape == short_LV.shape and bool(torch.allclose(full_LV, short_LV, rtol=1e-3, atol=1e-3))
+    if not seen or seen[0].shape != hidden_BLD.shape or seen[1].shape != logits_BLV.shape:
+        return False
+    pairs = ((seen[0], hidden_BLD), (seen[1], logits_BLV))
+    return all(torch.allclose(a.float(), b.float(), rtol=1e-3, atol=1e-3) for a, b in pairs)
 
 
 def to_tensors(batch: Batch, device: "torch.device") -> tuple["torch.Tensor", "torch.Tensor"]:
@@ -97,11 +110,13 @@ def mean_losses(
     """Return the mean loss per response token of every example, float32 [N], rounded to `LOSS_GRID` [nats/token].
 
     Batches depend on the rows alone, so that any worker computes the same bits. A batch that does not fit into
-    memory is halved; NaN and infinity are returned as they are, for the caller to name the rows.
+    memory is halved; NaN and infinity are returned as they are, for the caller to name the rows. Dropout is off: the
+    module is put into evaluation mode.
 
     Raises:
         MemoryError: a single example does not fit.
     """
+    module.eval()
     loss_N = np.empty(len(rows), dtype=np.float64)
     for positions in rows.length_batches(batch_tokens):
         loss_N[positions] = _loss_sums(module, rows, positions, pad_id, device, bf16)

@@ -41,7 +41,14 @@ def pretrained_folder(config: ModelConfig, key: str) -> Path:
     if config.model.startswith((".", "/", "~")) or config.model.count("/") > 1:
         raise ConfigError(f"{key}.model: no folder {folder}. Expected a model folder or a Hugging Face id.")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
         found = snapshot_download(
@@ -53,8 +60,12 @@ def pretrained_folder(config: ModelConfig, key: str) -> Path:
         raise ConfigError(
             f"{key}.model: {config.model} is gated. Accept its licence on its page and set HF_TOKEN."
         ) from error
-    except RepositoryNotFoundError as error:
+    except (RepositoryNotFoundError, HFValidationError) as error:
         raise ConfigError(f"{key}.model: the hub has no model {config.model!r}. Check the spelling.") from error
+    except RevisionNotFoundError as error:
+        raise ConfigError(
+            f"{key}.revision: {config.model} has no revision {config.revision!r}. Take a commit from its page."
+        ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         offline = " HF_HUB_OFFLINE is set." if os.environ.get("HF_HUB_OFFLINE") else ""
         raise ConfigError(
@@ -73,8 +84,11 @@ def _checked(folder: Path, key: str) -> Path:
             f"{key}.model: {folder} holds {found}; expected *.safetensors. Convert it with "
             "`AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)`; pickled weights are not loaded."
         )
-    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if settings.get("is_encoder_decoder"):
+    try:
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{key}.model: {folder}/config.json is not JSON: {error}. Fetch the model again.") from error
+    if isinstance(settings, dict) and settings.get("is_encoder_decoder"):
         raise ConfigError(f"{key}.model: {folder} is an encoder-decoder; expected a causal (decoder-only) model.")
     return folder
 
@@ -100,40 +114,26 @@ def build_model(
         max_tokens: longest example.
 
     Raises:
-        ConfigError: an unknown architecture, too few embeddings, too few positions, or what `pretrained_folder` says.
+        ConfigError: an unknown architecture or one that looks ahead, too few embeddings, too few positions, weights
+            that are missing, or what `pretrained_folder` says.
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     if isinstance(config.model, FreshModel):
-        shape = config.model
         try:
-            model_config = AutoConfig.for_model(
-                shape.model_type,
-                hidden_size=shape.hidden_size,
-                num_hidden_layers=shape.num_hidden_layers,
-                num_attention_heads=shape.num_attention_heads,
-                intermediate_size=shape.intermediate_size or 4 * shape.hidden_size,
-                vocab_size=vocab_size,
-                max_position_embeddings=max_tokens,
-                bos_token_id=eos_id,
-                eos_token_id=eos_id,
-                pad_token_id=None,
-            )
-            torch.manual_seed(seed)
-            model = AutoModelForCausalLM.from_config(model_config)
-        except (KeyError, ValueError) as error:
+            model = _fresh_model(config.model, vocab_size, max_tokens, eos_id, seed)
+            is_causal = _is_causal(model)
+        except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise ConfigError(
-                f"{key}.model.model_type {shape.model_type!r}: {error}. Expected a causal architecture of transformers."
+                f"{key}.model.model_type {config.model.model_type!r}: {_brief(error)}. Expected a causal architecture "
+                "of transformers that is described by a FreshModel's fields; others are loaded from a folder."
             ) from error
     else:
-        folder = pretrained_folder(config, key)
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch.float32, trust_remote_code=config.trust_remote_code, use_safetensors=True
-            )
-        except (ValueError, OSError, KeyError) as error:
-            raise ConfigError(f"{key}.model: {folder} does not load as a causal model: {error}") from error
+        model = _pretrained_model(config, key)
+        is_causal = _is_causal(model)
+    if not is_causal:
+        raise ConfigError(
+            f"{key}.model: {type(model).__name__} lets a token see those after it; expected a causal (decoder-only) "
+            "model."
+        )
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit is not None and limit < max_tokens:
         raise ConfigError(
@@ -145,6 +145,76 @@ def build_model(
             f"{key}.model has {rows} embeddings, its tokenizer {vocab_size} ids. Use the tokenizer that belongs to it."
         )
     return model
+
+
+def _fresh_model(shape: FreshModel, vocab_size: int, max_tokens: int, eos_id: int, seed: int) -> "PreTrainedModel":
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    # Some architectures have defaults of their own for these, which fit their published sizes only.
+    attention = {
+        "num_key_value_heads": shape.num_attention_heads,
+        "head_dim": shape.hidden_size // shape.num_attention_heads,
+    }
+    known = AutoConfig.for_model(shape.model_type).to_dict()
+    model_config = AutoConfig.for_model(
+        shape.model_type,
+        hidden_size=shape.hidden_size,
+        num_hidden_layers=shape.num_hidden_layers,
+        num_attention_heads=shape.num_attention_heads,
+        intermediate_size=shape.intermediate_size or 4 * shape.hidden_size,
+        vocab_size=vocab_size,
+        max_position_embeddings=max_tokens,
+        bos_token_id=eos_id,
+        eos_token_id=eos_id,
+        pad_token_id=None,
+        **{name: value for name, value in attention.items() if name in known},
+    )
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(model_config)
+
+
+def _pretrained_model(config: ModelConfig, key: str) -> "PreTrainedModel":
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    folder = pretrained_folder(config, key)
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            trust_remote_code=config.trust_remote_code,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (ValueError, OSError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise ConfigError(f"{key}.model: {folder} does not load as a causal model: {_brief(error)}") from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ConfigError(
+            f"{key}.model: the weights in {folder} lack {len(missing)} tensors of {type(model).__name__}, the first is "
+            f"{missing[0]}; they would be random. Expected the complete weights of a causal model."
+        )
+    return model
+
+
+def _brief(error: Exception) -> str:
+    text = str(error).strip().partition("\n")[0]
+    return text if len(text) <= 300 else text[:300] + "..."
+
+
+def _is_causal(model: "PreTrainedModel") -> bool:
+    """Return whether a token's logits are the same whatever follows it; losses and padding rely on it."""
+    import torch
+
+    probe_BL = torch.tensor([[0, 1, 0], [0, 1, 1]])
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        first_LV, second_LV = model(input_ids=probe_BL, use_cache=False).logits[:, :2].float()
+    model.train(was_training)
+    return bool(torch.allclose(first_LV, second_LV, rtol=1e-3, atol=1e-4, equal_nan=True))
 
 
 def load_model(folder: Path) -> "PreTrainedModel":
@@ -168,11 +238,16 @@ def device_and_precision(precision: str, gpus: float) -> tuple["torch.device", b
     """Return the device of this process and whether it computes in bf16.
 
     Raises:
-        ConfigError: bf16 is asked for and the GPU cannot.
+        ConfigError: a GPU is asked for and torch sees none, or bf16 and the GPU cannot.
     """
     import torch
 
-    on_gpu = gpus > 0 and torch.cuda.is_available()
+    on_gpu = gpus > 0
+    if on_gpu and not torch.cuda.is_available():
+        raise ConfigError(
+            f"the resources ask for {gpus:g} GPUs per worker, but torch {torch.__version__} sees none. Install torch "
+            "for CUDA on the nodes, or set `gpus: 0`."
+        )
     device = torch.device("cuda" if on_gpu else "cpu")
     bf16_ok = not on_gpu or torch.cuda.is_bf16_supported()
     if precision == "bf16" and not bf16_ok:

@@ -20,8 +20,15 @@ class PromptKeys:
 
 
 def prompt_keys(turns: Iterable[tuple[str, str]]) -> PromptKeys:
-    """Return the hashes of what stands before the last answer."""
-    prompt = " ".join(content for role, content in turns if role in ("user", "input"))
+    """Return the hashes of what is asked: the user's turns, without system texts and answers.
+
+    Where nothing is asked, as in plain text to be continued, the answer stands for the question: two examples are
+    not the same for having no prompt.
+    """
+    said = list(turns)
+    prompt = " ".join(content for role, content in said if role in ("user", "input"))
+    if not prompt.strip():
+        prompt = " ".join(content for _, content in said)
     text = _SPACE.sub(" ", prompt).strip().lower()
     return PromptKeys(_hash(text), _hash(_NUMBER.sub("0", text)))
 

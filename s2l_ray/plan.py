@@ -165,10 +165,20 @@ class Pipeline:
         return f"{node.artifact} [{', '.join(arms)}]" if arms else node.artifact
 
     def until(self, stage: str) -> "Pipeline":
-        """Return the part that a stage needs, the stage included."""
+        """Return the part that a stage needs, the stage included.
+
+        Raises:
+            ConfigError: there is no such stage, or no arm needs it.
+        """
         if stage not in STAGES:
             raise ConfigError(f"unknown stage {stage!r}. Expected one of {', '.join(STAGES)}.")
         wanted = {node.key for node in self.nodes if node.stage == stage}
+        if not wanted:
+            used = dict.fromkeys(node.stage for node in self.nodes)
+            raise ConfigError(
+                f"no arm of this experiment needs the stage {stage!r}. Expected one of {', '.join(used)}, "
+                "or another `select.method`."
+            )
         for node in reversed(self.nodes):
             if node.key in wanted:
                 wanted.update(parent.key for parent in node.inputs.values())

@@ -49,16 +49,20 @@ def means_by_group(value_N: NDArray[np.float64], group_N: Sequence[str]) -> dict
 def weighted_mean(groups: Mapping[str, Mean], weights: Mapping[str, float] | None = None) -> Mean:
     """Return the mean over groups, each alike or by a weight; groups without a weight count nothing.
 
-    The standard error is that of the groups' own means, taken as independent.
+    The standard error is that of the groups' own means, taken as independent. Where no group has a weight there is
+    no mean: NaN over 0 rows.
     """
     weight = {name: 1.0 if weights is None else float(weights.get(name, 0.0)) for name in groups}
-    total = sum(weight.values())
-    value = sum(weight[name] * mean.value for name, mean in groups.items()) / total
-    errors = [mean.standard_error for mean in groups.values()]
-    if any(error is None for error in errors):
-        return Mean(value, None, sum(mean.rows for mean in groups.values()))
-    variance = sum((weight[name] / total * (mean.standard_error or 0.0)) ** 2 for name, mean in groups.items())
-    return Mean(value, math.sqrt(variance), sum(mean.rows for mean in groups.values()))
+    counted = {name: mean for name, mean in groups.items() if weight[name] > 0}
+    if not counted:
+        return Mean(math.nan, None, 0)
+    total = sum(weight[name] for name in counted)
+    value = sum(weight[name] * mean.value for name, mean in counted.items()) / total
+    rows = sum(mean.rows for mean in counted.values())
+    if any(mean.standard_error is None for mean in counted.values()):
+        return Mean(value, None, rows)
+    variance = sum((weight[name] / total * (mean.standard_error or 0.0)) ** 2 for name, mean in counted.items())
+    return Mean(value, math.sqrt(variance), rows)
 
 
 def tail_groups(counts: Mapping[str, int]) -> set[str]:

@@ -1,6 +1,7 @@
 """What a run ends with: the table of arms, where things lie, and what to do next."""
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from s2l_ray.artifacts import MANIFEST, Artifact, Manifest, Storage
 from s2l_ray.config import Experiment
 from s2l_ray.errors import ConfigError
-from s2l_ray.log import display, duration
+from s2l_ray.log import display, duration, without_user_info
 from s2l_ray.plan import Node, Pipeline
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 SELECTING = ("proxy", "trajectories", "clusters", "subset")
 _SECRET = re.compile(r"token|key|secret|password", re.IGNORECASE)
-_USER_INFO = re.compile(r"(\w+://)[^/@\s]+@")
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class RunSummary:
         arms: dict[str, dict[str, float | None]] = {}
         for row in comparison.read_table("arms.parquet").to_pylist():
             metrics = arms.setdefault(row["arm"], {})
-            metrics[row["metric"]] = row["value"]
+            metrics[row["metric"]] = row["value"] if math.isfinite(row["value"]) else None
             if row["low"] is not None:
                 metrics[f"{row['metric']}_low"], metrics[f"{row['metric']}_high"] = row["low"], row["high"]
         node = next(node for node in self.pipeline.nodes if node.artifact == "comparison")
@@ -123,7 +123,7 @@ def redacted(value: Any, name: str = "") -> Any:
     if isinstance(value, list | tuple):
         return [redacted(item, name) for item in value]
     if isinstance(value, str):
-        return "[redacted]" if _SECRET.search(name) and name != "tokenizer" else _USER_INFO.sub(r"\1[redacted]@", value)
+        return "[redacted]" if _SECRET.search(name) and name != "tokenizer" else without_user_info(value)
     return value
 
 
@@ -137,8 +137,14 @@ def inspect_folder(folder: str) -> dict[str, Any]:
     data = storage.read_bytes(MANIFEST)
     if data is not None:
         manifest = Manifest.from_json(data, storage.uri_of(MANIFEST))
-        parent, _, _ = storage.uri.rpartition(f"/{manifest.artifact}/")
-        artifact = Artifact(Storage(parent), manifest)
+        address = f"/{manifest.artifact}/{manifest.fingerprint}"
+        root, mark, query = (storage.uri, "", "") if storage.is_local else storage.uri.partition("?")
+        if not root.endswith(address):
+            raise ConfigError(
+                f"{folder} holds the {MANIFEST} of {address[1:]}, but lies elsewhere. Give the artifact's own folder, "
+                "{storage}/{artifact}/{fingerprint}; a copy keeps these names."
+            )
+        artifact = Artifact(Storage(root.removesuffix(address) + mark + query), manifest)
         damaged = artifact.damaged_files()
         return {
             "artifact": manifest.artifact,
@@ -148,7 +154,10 @@ def inspect_folder(folder: str) -> dict[str, Any]:
             "inputs": dict(manifest.inputs),
             "summary": dict(manifest.summary),
             "run": {key: value for key, value in manifest.run.items() if key != "versions"},
-            "files": {file.path: f"{file.rows or '-'} rows, {file.bytes} bytes" for file in manifest.files},
+            "files": {
+                file.path: f"{'-' if file.rows is None else file.rows} rows, {file.bytes} bytes"
+                for file in manifest.files
+            },
             "folder": artifact.uri,
             "checksums": "good" if not damaged else f"DAMAGED: {', '.join(damaged)}",
         }

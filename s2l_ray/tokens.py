@@ -9,6 +9,7 @@ Legend: N examples, B batch, L tokens.
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -75,21 +76,32 @@ def train_tokenizer(texts: Iterable[str], kind: Literal["byte_bpe", "word_level"
     Args:
         kind: `byte_bpe` (byte-level BPE, no unknown tokens) or `word_level` (split at white space).
         vocab_size: upper limit, special tokens included.
+
+    Raises:
+        ConfigError: `vocab_size` has no room for the bytes of `byte_bpe`.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     special = [PAD, EOS, UNK]
     if kind == "word_level":
         tokenizer = Tokenizer(models.WordLevel(unk_token=UNK))
-        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        # The second split keeps a word that is spelt like a special token from sharing its id.
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split("<|", "isolated")]
+        )
         trainer: Any = trainers.WordLevelTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
     else:
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         alphabet = pre_tokenizers.ByteLevel.alphabet()
+        least = len(alphabet) + len(special)
+        if vocab_size < least:
+            raise ConfigError(
+                f"tokens.vocab_size is {vocab_size}, but byte_bpe needs {least} for bytes and special tokens. Raise it."
+            )
         trainer = trainers.BpeTrainer(
-            vocab_size=max(vocab_size, len(alphabet) + len(special)),
+            vocab_size=vocab_size,
             special_tokens=special,
             initial_alphabet=sorted(alphabet),
             show_progress=False,
@@ -143,10 +155,12 @@ class ExampleTokenizer:
         self._tokenizer.encode_special_tokens = True
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        settings_file = folder / "tokenizer_config.json"
+        settings = json.loads(settings_file.read_text(encoding="utf-8")) if settings_file.exists() else {}
         self.eos_id = self._id_of(settings.get("eos_token"))
         pad = self._id_of(settings.get("pad_token"))
         self.pad_id = pad if pad is not None else self.eos_id
+        self._beginning = self._beginning_ids()
         if self.eos_id is None or self.pad_id is None:
             raise ConfigError(
                 f"the tokenizer in {folder} names no end-of-sequence token, so a model could not learn where an answer "
@@ -158,25 +172,31 @@ class ExampleTokenizer:
         found = None if text is None else self._tokenizer.token_to_id(text)
         return None if found is None else int(found)
 
+    def _beginning_ids(self) -> list[int]:
+        # A post-processor may also add tokens at the end, which here would part the prompt from its response.
+        encoded = self._tokenizer.encode("a")
+        added = zip(encoded.ids, encoded.special_tokens_mask, strict=True)
+        return [token for token, _ in takewhile(lambda pair: pair[1] == 1, added)]
+
     @property
     def vocab_size(self) -> int:
         """Number of token ids, added ones included."""
         return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
 
     def tokenize(self, rendered: Sequence[list[Segment]], max_tokens: int) -> list[TokenizedExample]:
-        """Encode examples; an end-of-sequence token follows every response and counts as part of it."""
-        firsts = self._tokenizer.encode_batch_fast([segments[0].text for segments in rendered])
-        others = self._tokenizer.encode_batch_fast(
-            [segment.text for segments in rendered for segment in segments[1:]], add_special_tokens=False
+        """Encode examples; an end-of-sequence token follows every response and counts as part of it.
+
+        What the tokenizer puts before a text, such as a beginning-of-sequence token, stands once at the start.
+        """
+        encoded = iter(
+            self._tokenizer.encode_batch_fast(
+                [segment.text for segments in rendered for segment in segments], add_special_tokens=False
+            )
         )
-        rest = iter(others)
-        return [
-            self._assemble(segments, [first.ids, *(next(rest).ids for _ in segments[1:])], max_tokens)
-            for segments, first in zip(rendered, firsts, strict=True)
-        ]
+        return [self._assemble(segments, [next(encoded).ids for _ in segments], max_tokens) for segments in rendered]
 
     def _assemble(self, segments: list[Segment], ids: list[list[int]], max_tokens: int) -> TokenizedExample:
-        input_ids: list[int] = []
+        input_ids = list(self._beginning)
         spans: list[tuple[int, int]] = []
         for segment, part in zip(segments, ids, strict=True):
             start = len(input_ids)
@@ -263,12 +283,11 @@ class TokenRows:
         Raises:
             ArtifactError: an id is not among the rows.
         """
-        order = np.argsort(self.example_id_N, kind="stable")
-        found = np.searchsorted(self.example_id_N, example_id_M, sorter=order)
-        position_M = order[np.minimum(found, len(order) - 1)]
-        missing = example_id_M[self.example_id_N[position_M] != example_id_M]
+        missing = example_id_M[~np.isin(example_id_M, self.example_id_N)]
         if len(missing):
             raise ArtifactError(f"{len(missing)} examples have no tokens, the first is {missing[0]}. Run `s2l gc`.")
+        order = np.argsort(self.example_id_N, kind="stable")
+        position_M = order[np.searchsorted(self.example_id_N, example_id_M, sorter=order)]
         token, token_offset = _gather(self.token, self.token_offset, position_M)
         span, span_offset = _gather(self.span, self.span_offset, position_M)
         return TokenRows(example_id_M, token, token_offset, span, span_offset, self.num_response_tokens_N[position_M])
@@ -326,9 +345,10 @@ def _gather(
 
 
 def _flat(column: pa.ChunkedArray) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    array = column.combine_chunks()
-    if isinstance(array, pa.ChunkedArray):
-        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], column.type)
-    offsets = array.offsets.to_numpy().astype(np.int64)
-    values = array.values.to_numpy()[offsets[0] : offsets[-1]] if len(offsets) else np.empty(0, np.int32)
-    return values, offsets - (offsets[0] if len(offsets) else 0)
+    # Chunk by chunk: the 32-bit offsets of one Arrow array end at 2^31 tokens.
+    values, lengths = [np.empty(0, np.int32)], [np.zeros(1, np.int64)]
+    for array in column.chunks:
+        offsets = array.offsets.to_numpy()
+        values.append(array.values.to_numpy()[offsets[0] : offsets[-1]])
+        lengths.append(np.diff(offsets))
+    return np.concatenate(values), np.cumsum(np.concatenate(lengths), dtype=np.int64)

@@ -9,12 +9,14 @@ Legend: N examples, B global batch.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from s2l_ray.config import derive_seed
 from s2l_ray.engines import Engine
 from s2l_ray.errors import ConfigError, DataError
 from s2l_ray.tokens import Batch, TokenRows
@@ -24,7 +26,7 @@ LOG_STEPS = 10
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up, then a cosine to zero at `total_steps`."""
+    """Linear warm-up, then a cosine that would be zero one step after `total_steps`."""
 
     total_steps: int
     peak: float
@@ -59,7 +61,12 @@ def checkpoint_steps(total_steps: int, wanted: int | tuple[int, ...]) -> tuple[i
 
 def steps_for(n_rows: int, epochs: float, global_batch_size: int) -> int:
     """Return the optimizer steps that `epochs` passes over `n_rows` rows take."""
-    return max(1, math.ceil(n_rows * epochs / global_batch_size))
+    return max(1, math.ceil(n_rows * _exact(epochs) / global_batch_size))
+
+
+def _exact(epochs: float) -> Fraction:
+    # In floats 70 rows * 1.1 epochs is above 77, which would be one row, or one empty step, too many.
+    return Fraction(str(epochs))
 
 
 @dataclass(frozen=True)
@@ -151,6 +158,10 @@ class Plan:
         """Return the passes over the rows after a step."""
         return min(step * self.order.global_batch_size, self.order.total_rows) / self.order.n_rows
 
+    def seed_of(self, step: int) -> int:
+        """Return the seed of this worker's dropout in a step, so that a resumed run draws what it would have drawn."""
+        return derive_seed(self.order.seed, f"step {step} rank {self.share.rank}")
+
 
 def train_loop(
     engine: Engine,
@@ -179,7 +190,7 @@ def train_loop(
     for step in range(start_step + 1, total + 1):
         batches, tokens = plan.micro_batches(step)
         rate = plan.schedule.learning_rate(step)
-        loss_sum = engine.train_step(batches, tokens, rate)
+        loss_sum = engine.train_step(batches, tokens, rate, plan.seed_of(step))
         log.add(loss_sum, tokens)
         at_stop = step in stops
         if not (at_stop or step % LOG_STEPS == 0 or step == total):
@@ -228,5 +239,5 @@ def matched_rows(
     if match == "steps":
         return steps_for(n_full, epochs, batch) * batch
     if match == "tokens":
-        return math.ceil(n_full * epochs * (tokens_full / n_full) / (tokens / n_rows))
-    return math.ceil(n_rows * epochs)
+        return math.ceil(_exact(epochs) * tokens_full * n_rows / tokens)
+    return math.ceil(n_rows * _exact(epochs))

@@ -22,7 +22,16 @@ from s2l_ray.log import display
 
 PROGRESS_SECONDS = 0.5
 
+NOISE = ("ray.data", "ray.data._internal.progress", "ray.train", "ray._private.authentication")
+"""Loggers of Ray that speak of its inner life in front of the user; their errors still come through."""
+
 _ray_lock = threading.RLock()
+
+
+def quieten() -> None:
+    """Silence Ray's notices; errors and tracebacks stay."""
+    for name in NOISE:
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 @contextmanager
@@ -40,6 +49,8 @@ def connected(resources: ResourcesConfig) -> Iterator[None]:
     os.environ.setdefault("RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING", "0")
     address = resources.address or os.environ.get("RAY_ADDRESS")
     verbose = bool(os.environ.get("S2L_VERBOSE"))
+    if not verbose:
+        quieten()
     options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": verbose}
     try:
         if address:
@@ -161,9 +172,10 @@ def _stream(
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
-        logging.getLogger("ray.data").setLevel(logging.WARNING)
-        items = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
-        arguments = {"work": work, "output": output, "threads": pool.threads}
+        if not os.environ.get("S2L_VERBOSE"):
+            quieten()
+        items = ray.data.range(len(shards), override_num_blocks=len(shards))
+        arguments = {"work": work, "shards": ray.put(list(shards)), "output": output, "threads": pool.threads}
         options: dict[str, Any] = {"num_cpus": pool.cpus, "num_gpus": pool.gpus or None}
         # A GPU belongs to a process for good, so there it is a pool of actors. On CPUs plain tasks do the same with
         # fewer process starts, which weigh more than the arithmetic of a small run: the next stage finds them warm.
@@ -182,10 +194,10 @@ def _stream(
 
 
 def _run_shard(
-    row: dict[str, Any], work: Callable[[Any], Receipt], output: StagedOutput, threads: int
+    row: dict[str, Any], work: Callable[[Any], Receipt], shards: Any, output: StagedOutput, threads: int
 ) -> dict[str, str]:
     limit_threads(threads)
-    shard = row["shard"]
+    shard = ray.get(shards)[row["id"]]
     try:
         records, note = work(shard)
     except S2LError as error:
@@ -196,11 +208,11 @@ def _run_shard(
 
 
 class _ShardActor:
-    def __init__(self, work: Callable[[Any], Receipt], output: StagedOutput, threads: int) -> None:
-        self._work, self._output, self._threads = work, output, threads
+    def __init__(self, **arguments: Any) -> None:
+        self._arguments = arguments
 
     def __call__(self, row: dict[str, Any]) -> dict[str, str]:
-        return _run_shard(row, self._work, self._output, self._threads)
+        return _run_shard(row, **self._arguments)
 
 
 def limit_threads(threads: int) -> None:
@@ -248,7 +260,6 @@ def train(run: TrainingRun, output: StagedOutput, resources: TrainResources) -> 
     import ray.train
     import ray.train.torch
 
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
     shared_gpu = 0 < resources.gpus < 1
     trainer = ray.train.torch.TorchTrainer(
         _training_worker,

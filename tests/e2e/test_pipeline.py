@@ -1,0 +1,204 @@
+"""One real run of the whole pipeline, and what must be true of what it leaves behind."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from s2l_ray.artifacts import Artifact, Storage
+from tests.conftest import run_s2l, write_config
+
+
+class Run:
+    def __init__(self, folder: Path, config: Path, answer: dict[str, Any]) -> None:
+        self.folder, self.config, self.answer = folder, config, answer
+        self.storage = Storage.at(str(folder / "storage"))
+
+    def artifact(self, name: str) -> Artifact:
+        (fingerprint,) = [
+            f for f in self.storage.list_folders(name) if self.storage.find(name, f) is not None
+        ]
+        found = self.storage.find(name, fingerprint)
+        assert found is not None
+        return found
+
+    def table(self, name: str, prefix: str) -> Any:
+        return self.artifact(name).read_table(prefix)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("run")
+    config = write_config(folder)
+    done = run_s2l("run", str(config), "--json")
+    assert done.returncode == 0, done.stderr
+    return Run(folder, config, json.loads(done.stdout))
+
+
+def test_examples_rows_in_are_kept_plus_rejected(run: Run) -> None:
+    summary = run.artifact("examples").summary
+    assert summary["rows_in"] == 600 == summary["rows_kept"] + summary["rows_rejected"]
+
+
+def test_trajectories_have_one_row_per_kept_example(run: Run) -> None:
+    examples = run.table("examples", "examples-").column("example_id").to_pylist()
+    trajectories = run.table("trajectories", "trajectories-")
+    assert sorted(trajectories.column("example_id").to_pylist()) == sorted(examples)
+    assert len(trajectories.column("loss")[0]) == 6
+    steps = json.loads(f"[{trajectories.schema.metadata[b'checkpoint_steps'].decode()}]")
+    assert steps == [5, 10, 15, 20, 25, 30]
+
+
+def test_trajectories_lie_on_the_loss_grid(run: Run) -> None:
+    loss = np.stack(run.table("trajectories", "trajectories-").column("loss").to_numpy())
+    scaled = loss.astype(np.float64) * 2**20
+    assert np.array_equal(scaled, np.round(scaled))
+
+
+def test_trajectories_equal_transformers_loss_at_batch_one(run: Run) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    proxy, trajectories = run.artifact("proxy"), run.table("trajectories", "trajectories-").to_pylist()
+    by_id = {}
+    for fingerprint in run.storage.list_folders("tokens"):
+        found = run.storage.find("tokens", fingerprint)
+        assert found is not None
+        if found.manifest.digest in proxy.manifest.inputs.values():
+            by_id = {row["example_id"]: row for row in found.read_table("tokens-").to_pylist()}
+    worst = 0.0
+    for index, step in enumerate([0, 15, 30]):
+        with proxy.local_folder(f"step={step:06d}") as folder:
+            model = AutoModelForCausalLM.from_pretrained(folder).eval()
+        for row in trajectories[::97]:
+            example = by_id[row["example_id"]]
+            ids = torch.tensor([example["input_ids"]])
+            labels = torch.full_like(ids, -100)
+            for start, stop in zip(example["response_start"], example["response_stop"], strict=True):
+                labels[0, start:stop] = ids[0, start:stop]
+            with torch.no_grad():
+                expected = float(model(input_ids=ids, labels=labels).loss)
+            found_loss = row["loss_initial"] if index == 0 else row["loss"][step // 5 - 1]
+            worst = max(worst, abs(found_loss - expected))
+    assert worst < 1e-4
+
+
+@pytest.mark.parametrize("reader", ["pandas", "duckdb", "polars"])
+def test_trajectories_are_plain_arrow_for(reader: str, run: Run) -> None:
+    artifact = run.artifact("trajectories")
+    path = artifact.path(artifact.files("trajectories-")[0].path)
+    code = {
+        "pandas": f"import pandas; t = pandas.read_parquet({path!r}); v = t.loss[0]",
+        "duckdb": f"import duckdb; v = duckdb.sql('select loss from \"{path}\"').fetchall()[0][0]",
+        "polars": f"import polars; v = polars.read_parquet({path!r})['loss'][0]",
+    }[reader]
+    check = f"{code}\nassert len(v) == 6 and float(v[0]) > 0\nimport sys; assert 'ray' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_clusters_cover_every_example_and_match_their_centroids(run: Run) -> None:
+    assignments = run.table("clusters", "assignments-").to_pandas()
+    centroids = run.table("clusters", "centroids").to_pandas()
+    assert len(assignments) == 600
+    assert centroids["size"].sum() == 600
+    trajectories = run.table("trajectories", "trajectories-").to_pandas().set_index("example_id")
+    loss = np.stack(trajectories.loc[assignments["example_id"], "loss"]).astype(np.float64)
+    centre = np.stack(centroids.sort_values("cluster_id")["centroid"])
+    distance = ((loss[:, None] - centre[None]) ** 2).sum(axis=2)
+    np.testing.assert_allclose(distance.min(axis=1), assignments["distance"], atol=1e-9)
+    chosen = distance[np.arange(len(loss)), assignments["cluster_id"]]
+    np.testing.assert_allclose(chosen, distance.min(axis=1), atol=1e-9)
+
+
+def test_subset_has_the_budget_and_the_raw_rows(run: Run) -> None:
+    subset = run.artifact("subset")
+    chosen = subset.read_table("subset.parquet")
+    ids = chosen.column("example_id").to_pylist()
+    assert len(ids) == len(set(ids)) == 120
+    assert sorted(chosen.column("rank").to_pylist()) == list(range(120))
+    examples = run.artifact("examples")
+    with open(examples.path("input.jsonl"), "rb") as stream:
+        lines = stream.read().splitlines()
+    with open(subset.path("rows/input.jsonl"), "rb") as stream:
+        assert stream.read().splitlines() == [lines[i] for i in sorted(ids)]
+
+
+def test_target_loads_as_a_hugging_face_folder(run: Run) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with run.artifact("target").local_folder("model") as folder:
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert model.config.hidden_size == 32
+    assert len(tokenizer) <= model.get_input_embeddings().weight.shape[0]
+
+
+def test_truth_columns_reach_neither_tokens_nor_trajectories(run: Run) -> None:
+    for name, prefix in (("trajectories", "trajectories-"),):
+        assert not {"skill", "is_wrong"} & set(run.table(name, prefix).schema.names)
+
+
+def test_manifests_describe_their_files(run: Run) -> None:
+    for name in run.storage.list_folders():
+        for fingerprint in run.storage.list_folders(name):
+            found = run.storage.find(name, fingerprint)
+            assert found is not None
+            assert found.damaged_files() == []
+
+
+def test_run_again_does_nothing(run: Run) -> None:
+    done = run_s2l("run", str(run.config), "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["ran"] == []
+
+
+def test_plan_after_a_changed_setting_names_exactly_what_depends_on_it(run: Run) -> None:
+    done = run_s2l("plan", str(run.config), "--json", "--set", "cluster.n_clusters=9")
+    states = {node["artifact"]: node["state"] for node in json.loads(done.stdout)["nodes"]}
+    assert {name for name, state in states.items() if state == "will run"} == {
+        "clusters", "subset", "target", "scores", "comparison"
+    }  # fmt: skip
+
+
+def test_changed_resources_change_nothing(run: Run) -> None:
+    done = run_s2l("plan", str(run.config), "--json", "--set", "resources.score_examples.actors=[1, 3]")
+    assert {node["state"] for node in json.loads(done.stdout)["nodes"]} == {"cached"}
+
+
+def test_budget_of_another_size_is_a_prefix_of_the_same_ranking(run: Run) -> None:
+    done = run_s2l("stage", str(run.config), "select_subset", "--json", "--set", "select.budget=60")
+    assert done.returncode == 0, done.stderr
+    subset = Path(json.loads(done.stdout)["artifacts"]["subset"])
+    small = pq.read_table(subset / "subset.parquet").column("example_id").to_pylist()
+    large = run_s2l("plan", str(run.config), "--json")
+    uri = next(n["why"] for n in json.loads(large.stdout)["nodes"] if n["artifact"] == "subset")
+    table = pq.read_table(Path(uri) / "subset.parquet").to_pandas().sort_values("rank")
+    assert sorted(small) == sorted(table["example_id"][:60].tolist())
+
+
+def test_damaged_input_is_found_set_aside_and_made_again(tmp_path: Path, run: Run) -> None:
+    data = yaml.safe_load(run.config.read_text())
+    data["storage"] = str(tmp_path / "copy")
+    config = tmp_path / "tiny.yaml"
+    config.write_text(yaml.safe_dump(data))
+    subprocess.run(["cp", "-r", run.storage.uri, data["storage"]], check=True)
+    storage = Storage.at(data["storage"])
+    (fingerprint,) = storage.list_folders("trajectories")
+    artifact = storage.find("trajectories", fingerprint)
+    assert artifact is not None
+    path = Path(artifact.path(artifact.files("trajectories-")[0].path))
+    path.write_bytes(path.read_bytes()[:-7])
+    overrides = ["--set", "cluster.n_clusters=7", "--until", "cluster_trajectories", "--json"]
+    first = run_s2l("run", str(config), *overrides)
+    assert first.returncode == 1
+    assert "checksum" in first.stderr
+    second = run_s2l("run", str(config), *overrides)
+    assert second.returncode == 0, second.stderr
+    assert set(json.loads(second.stdout)["ran"]) == {"trajectories", "clusters"}

@@ -1,0 +1,135 @@
+"""kill -9 at bad moments, then the same command: finished stages stay, the bytes are those of an undisturbed run."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from s2l_ray.artifacts import Storage
+from tests.conftest import command, run_s2l, write_config
+
+pytestmark = pytest.mark.faults
+
+WAIT_SECONDS = 200
+
+
+def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[bytes] | None" = None) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "the awaited moment never came"
+        assert process is None or process.poll() is None, "the run ended before the awaited moment"
+        time.sleep(0.02)
+
+
+def manifests(storage: Path) -> dict[str, dict[str, object]]:
+    """Return every manifest without its `run` part, by address."""
+    found = {}
+    for path in sorted(storage.glob("*/*/manifest.json")):
+        data = json.loads(path.read_text())
+        data.pop("run")
+        found[str(path.relative_to(storage))] = data
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, object]]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = run_s2l("run", str(write_config(folder)), "--json")
+    assert done.returncode == 0, done.stderr
+    return manifests(folder / "storage")
+
+
+def at_work_on(storage: Path, artifact: str, sign: str) -> Callable[[], bool]:
+    return lambda: any(storage.glob(f"{artifact}/*/attempt-*/{sign}"))
+
+
+@pytest.mark.parametrize(
+    ("artifact", "sign"),
+    [
+        ("examples", "heartbeat.json"),
+        ("proxy", "step=000015/*.safetensors"),
+        ("trajectories", "scratch/receipts/*.json"),
+        ("clusters", "heartbeat.json"),
+        ("target", "heartbeat.json"),
+        ("scores", "heartbeat.json"),
+        ("comparison", "arms.parquet"),
+    ],
+)
+def test_driver_killed_at_work_same_command_gives_the_same_bytes(
+    artifact: str, sign: str, tmp_path: Path, undisturbed: dict[str, dict[str, object]]
+) -> None:
+    config, storage = write_config(tmp_path), tmp_path / "storage"
+    process = subprocess.Popen(command("run", str(config), "--json"), stdout=subprocess.DEVNULL)
+    wait_for(at_work_on(storage, artifact, sign), process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    before = set(manifests(storage))
+    done = run_s2l("run", str(config), "--json")
+    assert done.returncode == 0, done.stderr
+    assert manifests(storage) == undisturbed
+    assert len(json.loads(done.stdout)["ran"]) == len(undisturbed) - len(before)
+
+
+def test_train_worker_killed_mid_run_goes_on_from_its_last_checkpoint(
+    tmp_path: Path, undisturbed: dict[str, dict[str, object]]
+) -> None:
+    config, storage = write_config(tmp_path), tmp_path / "storage"
+    arguments = ("run", str(config), "--json", "--until", "train_proxy")
+    process = subprocess.Popen(command(*arguments), stdout=subprocess.DEVNULL)
+    # Resume points lie every 6 steps; weights of step 15 mean that one at 12 exists.
+    wait_for(at_work_on(storage, "proxy", "step=000015/*.safetensors"), process)
+    workers = [p for p in psutil.Process(process.pid).children(recursive=True) if "RayTrainWorker" in _title(p)]
+    assert workers, "no training worker was found"
+    for worker in workers:
+        worker.kill()
+    assert process.wait(timeout=WAIT_SECONDS) == 0
+    proxies = {path: data for path, data in manifests(storage).items() if path.startswith("proxy/")}
+    assert proxies == {path: data for path, data in undisturbed.items() if path.startswith("proxy/")}
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def test_interrupted_run_exits_130_and_goes_on(tmp_path: Path) -> None:
+    config, storage = write_config(tmp_path), tmp_path / "storage"
+    arguments = ("run", str(config), "--json", "--until", "train_proxy")
+    process = subprocess.Popen(command(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    wait_for(at_work_on(storage, "proxy", "step=000005/*.safetensors"), process)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr.decode()
+    assert run_s2l(*arguments).returncode == 0
+
+
+def test_two_runs_in_one_storage_make_every_artifact_once(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    arguments = ("run", str(config), "--json", "--until", "tokenize_examples")
+    both = [subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    answers = [json.loads(process.communicate(timeout=WAIT_SECONDS)[0]) for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    ran = [label for answer in answers for label in answer["ran"]]
+    storage = Storage.at(str(tmp_path / "storage"))
+    made = [a for a in storage.list_folders() for f in storage.list_folders(a) if storage.find(a, f)]
+    assert sorted(ran) == sorted(made)
+
+
+def test_proxy_trained_on_two_workers_has_another_address_for_its_trajectories(
+    tmp_path: Path, undisturbed: dict[str, dict[str, object]]
+) -> None:
+    config = write_config(tmp_path)
+    override = ["--set", "resources.train_proxy={workers: 2, cpus: 0.5}"]
+    done = run_s2l("run", str(config), "--json", "--until", "score_examples", *override)
+    assert done.returncode == 0, done.stderr
+    here = manifests(tmp_path / "storage")
+    assert {p for p in here if p.startswith("proxy/")} == {p for p in undisturbed if p.startswith("proxy/")}
+    assert {p for p in here if p.startswith("trajectories/")}.isdisjoint(undisturbed)

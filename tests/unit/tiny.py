@@ -1,0 +1,60 @@
+"""Models and rows of a size that tests can afford."""
+
+import numpy as np
+
+from s2l_ray.tokens import TokenizedExample, TokenRows, tokens_table
+
+VOCAB, MAX_TOKENS = 40, 32
+
+
+def model(model_type="gpt_neox", seed=0, scale=1.0, **changes):
+    """A random model; `scale` enlarges its weights, so that losses and gradients are not all alike."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.set_num_threads(1)
+    config = AutoConfig.for_model(
+        model_type,
+        **{
+            "vocab_size": VOCAB,
+            "hidden_size": 16,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 32,
+            "max_position_embeddings": MAX_TOKENS,
+            "bos_token_id": 1,
+            "eos_token_id": 1,
+            "pad_token_id": None,
+            **changes,
+        },
+    )
+    torch.manual_seed(seed)
+    built = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in built.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(scale)
+    return built
+
+
+def rows_of(examples):
+    """(ids, spans) of each example -> TokenRows with the ids 0, 1, ..."""
+    tokenized = [
+        TokenizedExample(list(ids), [a for a, _ in spans], [b for _, b in spans], truncated=False)
+        for ids, spans in examples
+    ]
+    return TokenRows.from_table(tokens_table(range(len(examples)), [None] * len(examples), tokenized))
+
+
+def rows(n, seed=0, longest=MAX_TOKENS):
+    """Random examples of 2 to `longest` tokens, some with two responses."""
+    rng = np.random.default_rng(seed)
+    examples = []
+    for _ in range(n):
+        length = int(rng.integers(2, longest + 1))
+        start = int(rng.integers(1, length))
+        spans = [(start, length)]
+        if length - start >= 4:
+            spans = [(start, start + 1), (start + 3, length)]
+        examples.append((rng.integers(2, VOCAB, length).tolist(), spans))
+    return rows_of(examples)
