@@ -38,10 +38,12 @@ def generate_greedily(
 ) -> list[list[int]]:
     """Return the most likely continuation of every prompt, up to the end-of-sequence token, which is left out.
 
-    Prompts of equal length share a batch, so that nothing is padded and no mask is needed.
+    Prompts of equal length share a batch, so that nothing is padded and no mask is needed. Dropout is off: the model
+    is put into evaluation mode.
     """
     import torch
 
+    model.eval()
     answers: list[list[int]] = [[] for _ in prompts]
     limit = getattr(model.config, "max_position_embeddings", None)
     with torch.inference_mode():

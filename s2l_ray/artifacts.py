@@ -278,7 +278,7 @@ class Storage:
             for fingerprint in self.list_folders(artifact):
                 for staged in self._attempts(artifact, fingerprint):
                     beat = staged.heartbeat()
-                    if beat and _is_alive(beat):
+                    if (beat and _is_alive(beat)) or self._is_claimed(_claim_of(staged, beat)):
                         continue
                     # Only now the manifest: an attempt is alive until it is committed.
                     committed = self.find(artifact, fingerprint)
@@ -287,6 +287,10 @@ class Storage:
                     elif SCRATCH in self.list_folders(artifact, fingerprint, staged.attempt):
                         found.append((artifact, fingerprint, staged.attempt, SCRATCH))
         return found
+
+    def _is_claimed(self, claim: tuple[str, ...]) -> bool:
+        data = self.read_bytes(*claim)
+        return data is not None and time.time() - float(json.loads(data)["time"]) < STALE_SECONDS
 
     def _attempts(self, artifact: str, fingerprint: str) -> "list[StagedOutput]":
         names = self.list_folders(artifact, fingerprint)
@@ -309,10 +313,10 @@ class Storage:
             beat = staged.heartbeat()
             if beat is not None and _is_alive(beat):
                 return None
-            claim = (artifact, fingerprint, staged.attempt, f"claim-{beat['nonce'] if beat else 'first'}")
+            claim = _claim_of(staged, beat)
             if self.create_exclusively(json.dumps({"time": time.time(), "by": uuid.uuid4().hex}).encode(), *claim):
                 return staged
-            if time.time() - json.loads(self.read_bytes(*claim) or b"{}").get("time", 0) < STALE_SECONDS:
+            if self._is_claimed(claim):
                 return None
         return StagedOutput(self, artifact, fingerprint, f"attempt-{uuid.uuid4().hex[:12]}")
 
@@ -650,6 +654,11 @@ def _host() -> str:
     except OSError:
         boot = ""
     return f"{socket.gethostname()}/{boot}"
+
+
+def _claim_of(staged: StagedOutput, beat: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """Return the place of the claim on an attempt that was left with this heartbeat."""
+    return staged.artifact, staged.fingerprint, staged.attempt, f"claim-{beat['nonce'] if beat else 'first'}"
 
 
 def _is_alive(beat: Mapping[str, Any]) -> bool:

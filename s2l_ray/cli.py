@@ -45,18 +45,18 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--json", action="store_true", help="print one JSON object on stdout and no progress")
         return sub
 
-    def experiment_command(name: str, function: Any, text: str) -> argparse.ArgumentParser:
-        sub = command(name, function, text)
+    def experiment_arguments(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("config", help="YAML file of the experiment")
         sub.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override a value")
         sub.add_argument("--storage", help="where artifacts live; the same as --set storage=...")
-        return sub
 
-    experiment_command("plan", _plan, "say what is there, what would run, and why")
-    run = experiment_command("run", _run, "run the experiment, or what is missing of it")
+    experiment_arguments(command("plan", _plan, "say what is there, what would run, and why"))
+    run = command("run", _run, "run the experiment, or what is missing of it")
+    experiment_arguments(run)
     run.add_argument("--until", metavar="STAGE", help="stop after this stage")
-    stage = experiment_command("stage", _stage, "run one stage and what it needs")
-    stage.add_argument("name", help="the stage: a file name under s2l_ray/stages")
+    stage = command("stage", _run, "run one stage and what it needs")
+    stage.add_argument("until", metavar="NAME", help="the stage: a file name under s2l_ray/stages")
+    experiment_arguments(stage)
     inspect = command("inspect", _inspect, "show an artifact: its summary, inputs and files")
     inspect.add_argument("folder", help="folder of an artifact, {storage}/{artifact}/{fingerprint}, or of a storage")
     gc = command("gc", _gc, "remove what cut-short runs left behind")
@@ -117,11 +117,6 @@ def _run(options: argparse.Namespace) -> None:
         _print_json(summary.as_json())
     else:
         summary.show()
-
-
-def _stage(options: argparse.Namespace) -> None:
-    options.until = options.name
-    _run(options)
 
 
 def _inspect(options: argparse.Namespace) -> None:

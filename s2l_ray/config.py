@@ -576,9 +576,13 @@ def _check_finite(value: Any, origin: str, dotted: str = "") -> None:
         raise ConfigError(f"{origin}: `{dotted}`: found {value}, expected a finite number.")
 
 
+_BRANCH = re.compile(r"(?:FreshModel|str|int|float)$|tuple\[|function-")
+"""Where pydantic names the type that it tried instead of a key."""
+
+
 def _explain(detail: ErrorDetails) -> str:
-    path = [str(part) for part in detail["loc"] if part not in ("FreshModel", "str", "int", "float")]
-    dotted = ".".join(p for p in path if not p.startswith(("tuple[", "function-")))
+    path = [str(part) for part in detail["loc"] if not _BRANCH.match(str(part))]
+    dotted = ".".join(path)
     if detail["type"] == "extra_forbidden":
         known = _known_keys(path[:-1])
         near = difflib.get_close_matches(path[-1], known, n=1)
@@ -599,7 +603,7 @@ def _known_keys(path: list[str]) -> list[str]:
     for name in path:
         if model is None:
             return []
-        if name.isdigit() or name.startswith("tuple["):
+        if name.isdigit():
             continue
         field = model.model_fields.get(name)
         model = _section_in(field.annotation) if field else None

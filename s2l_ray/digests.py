@@ -44,7 +44,7 @@ class DigestCache:
         self._storage = storage
         self._known: dict[str, str] = {}
         # A cache that cannot be read costs a hash, no more.
-        with suppress(ValueError):
+        with suppress(ValueError, TypeError):
             self._known.update(json.loads(storage.read_bytes(CACHE) or b"{}"))
 
     def known(self, files: Iterable[OutsideFile], extra: Mapping[str, str | None]) -> str | None:

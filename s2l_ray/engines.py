@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from s2l_ray.errors import ArtifactError
 from s2l_ray.losses import response_loss_module, to_tensors
 from s2l_ray.tokens import Batch
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 STATE = "training_state.json"
+TAG = "deepspeed"
 
 
 @dataclass(frozen=True)
@@ -92,9 +94,9 @@ class TorchEngine:
             scale = (self._settings.world_size if batch is not None else 0) / global_tokens
             synchronise = contextlib.nullcontext() if last or self._settings.world_size == 1 else self._module.no_sync()
             tensors = to_tensors(batch or _empty_batch(), self._device)
-            with synchronise, torch.autocast(self._device.type, torch.bfloat16, enabled=self._settings.bf16):
-                loss = self._module(*tensors).sum()
             with synchronise:
+                with torch.autocast(self._device.type, torch.bfloat16, enabled=self._settings.bf16):
+                    loss = self._module(*tensors).sum()
                 (loss * scale).backward()
             if batch is not None:
                 total += loss.detach()
@@ -196,13 +198,23 @@ class DeepSpeedEngine:
 
     def save(self, folder: Path) -> None:
         """See `Engine`; every rank writes its own shards."""
-        self._engine.save_checkpoint(str(folder), tag="deepspeed", save_latest=False)
+        self._engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
 
     def load(self, folder: Path) -> None:
-        """See `Engine`; the number of workers must be the same as when it was saved."""
-        path, _ = self._engine.load_checkpoint(str(folder), tag="deepspeed", load_module_strict=True)
-        if path is None:
-            raise FileNotFoundError(f"{folder} holds no DeepSpeed checkpoint")
+        """See `Engine`; under ZeRO 1 to 3 the number of workers must be the same as when it was saved.
+
+        Raises:
+            ArtifactError: no checkpoint, or one of another number of workers.
+        """
+        if not (folder / TAG).is_dir():
+            raise ArtifactError(f"{folder} holds no DeepSpeed checkpoint. Start the run again.")
+        shards, workers = len(list((folder / TAG).glob("*optim_states.pt"))), self._settings.world_size
+        if self._stage > 0 and shards != workers:
+            raise ArtifactError(
+                f"the checkpoint was saved by {shards} workers, this run has {workers}; ZeRO {self._stage} cannot be "
+                f"spread anew. Set `workers: {shards}` in its resources to go on from it."
+            )
+        self._engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=True)
 
 
 def adamw(model: "PreTrainedModel", settings: EngineSettings) -> "torch.optim.AdamW":
@@ -229,10 +241,13 @@ def deepspeed_config(settings: EngineSettings, zero_stage: int) -> dict[str, Any
 def import_deepspeed(device_type: str) -> Any:
     """Import DeepSpeed without its compiler: on a CPU it would build a communication kernel at the first use."""
     import logging
+    import warnings
 
     if device_type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # DeepSpeed calls collectives by names that newer versions of torch announce the end of, at every step.
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.", category=FutureWarning)
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)

@@ -93,6 +93,18 @@ def _checked(folder: Path, key: str) -> Path:
     return folder
 
 
+def check_length(folder: Path, key: str, max_tokens: int) -> None:
+    """Refuse examples longer than a pretrained model can read.
+
+    Raises:
+        ConfigError: `max_tokens` is more than the model's positions.
+    """
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    limit = settings.get("max_position_embeddings")
+    if isinstance(limit, int) and limit < max_tokens:
+        raise ConfigError(f"tokens.max_tokens is {max_tokens}, but {key}.model reads {limit} at most. Lower it.")
+
+
 def weights_digest(folder: Path) -> str:
     """Return a hash over config and weights of a model folder."""
     digest = hashlib.sha256()

@@ -5,6 +5,7 @@ node that comes before their first difference. A fingerprint follows from the di
 known only once they exist; until then a node "will run".
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -47,6 +48,8 @@ STAGES = {
 
 CLUSTERED = ("paper", "official")
 """The selectors that need clusters of trajectories."""
+BY_SOURCE = ("official", "random_per_source")
+"""The selectors that divide the budget by source."""
 
 
 @dataclass(frozen=True)
@@ -158,11 +161,23 @@ class Pipeline:
     nodes: tuple[Node, ...]
     arms: Mapping[str, tuple[str, ...]]
     """Node key -> the arms that need it, where not all of them do."""
+    checks: Mapping[str, tuple["Check", ...]]
+    """Node key -> what its artifact must hold for later, dearer stages to be worth starting."""
 
     def label(self, node: Node) -> str:
-        """Return how a node is called in front of the user."""
-        arms = self.arms.get(node.key)
-        return f"{node.artifact} [{', '.join(arms)}]" if arms else node.artifact
+        """Return how a node is called in front of the user: no two of a pipeline are called the same."""
+        return self._labels[node.key]
+
+    @cached_property
+    def _labels(self) -> dict[str, str]:
+        labels: dict[str, str] = {}
+        times: Counter[str] = Counter()
+        for node in self.nodes:
+            arms = self.arms.get(node.key)
+            label = f"{node.artifact} [{', '.join(arms)}]" if arms else node.artifact
+            times[label] += 1
+            labels[node.key] = label if times[label] == 1 else f"{label} #{times[label]}"
+        return labels
 
     def until(self, stage: str) -> "Pipeline":
         """Return the part that a stage needs, the stage included.
@@ -182,7 +197,7 @@ class Pipeline:
         for node in reversed(self.nodes):
             if node.key in wanted:
                 wanted.update(parent.key for parent in node.inputs.values())
-        return Pipeline(tuple(node for node in self.nodes if node.key in wanted), self.arms)
+        return Pipeline(tuple(node for node in self.nodes if node.key in wanted), self.arms, self.checks)
 
 
 @dataclass(frozen=True)
@@ -205,6 +220,7 @@ def build_pipeline(experiment: Experiment) -> Pipeline:
     arms_of: dict[str, dict[str, None]] = {}
     files: dict[Any, tuple[InputFile, ...]] = {}
     compared: dict[str, Node] = {}
+    checks: dict[str, list[Check]] = {}
     for arm, config in experiment.arms.items():
         for path, key in ((config.examples.path, "examples.path"), (config.evaluate.path, "evaluate.path")):
             if path is not None and path not in files:
@@ -216,6 +232,8 @@ def build_pipeline(experiment: Experiment) -> Pipeline:
                 compared[f"{name}/{arm}"] = node
             elif name == "examples":
                 compared.setdefault(name, node)
+            if name in ("examples", "proxy_tokens"):
+                checks.setdefault(node.key, []).append(Check(config))
     comparison = Node(
         artifact="comparison",
         stage="compare_arms",
@@ -227,7 +245,48 @@ def build_pipeline(experiment: Experiment) -> Pipeline:
     return Pipeline(
         tuple(sorted([*nodes.values(), comparison], key=lambda node: order.index(node.stage))),
         {key: tuple(arms) for key, arms in arms_of.items() if len(arms) < len(experiment.arms)},
+        {key: tuple(found) for key, found in checks.items()},
     )
+
+
+@dataclass(frozen=True)
+class Check:
+    """What one arm needs of the rows, said as soon as they are counted and not after hours of training."""
+
+    config: Config
+
+    def __call__(self, artifact: Artifact) -> None:
+        """Check the summary of `examples` or of the proxy's `tokens`.
+
+        Raises:
+            ConfigError: a number does not fit the rows, or rows lack the source that the config divides them by.
+        """
+        if artifact.manifest.artifact == "examples":
+            self._check_sources(artifact.summary["rows_per_source"])
+        else:
+            self._check_numbers(artifact.summary["rows_kept"])
+
+    def _check_sources(self, rows_per_source: Mapping[str, int]) -> None:
+        select, cluster = self.config.select, self.config.cluster
+        by_source = select.method in BY_SOURCE or (select.method in CLUSTERED and cluster.stratify_by == "source")
+        if by_source and rows_per_source.get("", 0):
+            asked = f"select.method: {select.method}" if select.method in BY_SOURCE else "cluster.stratify_by: source"
+            raise ConfigError(
+                f"`{asked}` divides the rows by source, but {rows_per_source['']} rows have none. Name the column "
+                "with `examples.columns: {source: ...}`, or choose another method."
+            )
+
+    def _check_numbers(self, n_rows: int) -> None:
+        from s2l_ray.sampling import parse_budget, rows_in_budget
+
+        select, cluster = self.config.select, self.config.cluster
+        if select.method in CLUSTERED and cluster.stratify_by is None and cluster.n_clusters > n_rows:
+            raise ConfigError(
+                f"cluster.n_clusters is {cluster.n_clusters}, but there are {n_rows} examples. Lower it."
+            )
+        budget = parse_budget(select.budget)
+        if select.method != "full" and budget.kind != "tokens":
+            rows_in_budget(budget, n_rows)
 
 
 def _arm_nodes(config: Config, files: Mapping[Any, tuple[InputFile, ...]]) -> dict[str, Node]:

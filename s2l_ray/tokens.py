@@ -61,7 +61,7 @@ def render(turns: Sequence[tuple[str, str]], template: Literal["alpaca", "plain"
         prompt = ALPACA_PREAMBLE[any(role == "input" for role, _ in turns)]
     for role, content in turns:
         if role == "assistant":
-            segments.append(Segment(prompt + ("### Response:\n" if alpaca else "Answer: "), is_response=False))
+            segments.append(Segment(prompt + ("### Response:" if alpaca else "Answer: "), is_response=False))
             segments.append(Segment(content, is_response=True))
             prompt = "\n\n" if alpaca else "\n"
         elif role != "system":

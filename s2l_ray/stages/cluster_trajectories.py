@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from s2l_ray import kmeans, schemas
 from s2l_ray.artifacts import Artifact, StagedOutput, StageResult
 from s2l_ray.config import ClusterConfig, PoolResources, ResourcesConfig
-from s2l_ray.errors import ConfigError
 from s2l_ray.log import Task, display
 from s2l_ray.sampling import draw_hash, occurrences
 
@@ -75,14 +74,10 @@ def cluster_trajectories(
     """Cluster the trajectories of every stratum.
 
     Raises:
-        ConfigError: more clusters than rows, or strata asked for where there is no such column.
+        DataError: a loss is NaN or infinite.
     """
     rows = _read(inputs, config, seed)
     strata = sorted(set(rows.stratum_N.tolist()))
-    if config.stratify_by is None and config.n_clusters > len(rows.example_id_N):
-        raise ConfigError(
-            f"cluster.n_clusters is {config.n_clusters}, but there are {len(rows.example_id_N)} examples. Lower it."
-        )
     clustered = []
     with display.progress("cluster", len(strata) * config.max_iter, "iterations") as progress:
         for index, stratum in enumerate(strata):
@@ -121,11 +116,6 @@ def _read(inputs: Inputs, config: ClusterConfig, seed: int) -> Rows:
         seed,
     )
     if config.stratify_by == "source":
-        if table.column("source").null_count:
-            raise ConfigError(
-                f"cluster.stratify_by is `source`, but {table.column('source').null_count} examples have none. "
-                "Map the column with `examples.columns: {source: ...}`, or leave stratify_by out."
-            )
         stratum_N = table.column("source").to_numpy(zero_copy_only=False).astype(object)
     else:
         stratum_N = np.full(len(table), ALL, dtype=object)

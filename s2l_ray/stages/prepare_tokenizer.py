@@ -11,7 +11,8 @@ from pathlib import Path
 from s2l_ray.artifacts import Artifact, StagedOutput, StageResult
 from s2l_ray.config import ResourcesConfig
 from s2l_ray.errors import ConfigError
-from s2l_ray.models import pretrained_folder
+from s2l_ray.log import Task, display
+from s2l_ray.models import check_length, pretrained_folder
 from s2l_ray.plan import TokenizerSettings
 from s2l_ray.tokens import ExampleTokenizer, render, save_tokenizer, train_tokenizer
 
@@ -33,16 +34,19 @@ def prepare_tokenizer(
             _take_over(config, folder)
         else:
             kind = config.tokens.tokenizer
-            tokenizer = train_tokenizer(_texts(inputs.examples, config), kind, config.tokens.vocab_size)
+            with display.progress("train tokenizer", inputs.examples.summary["rows_kept"], "rows") as progress:
+                texts = _texts(inputs.examples, config, progress)
+                tokenizer = train_tokenizer(texts, kind, config.tokens.vocab_size)
             save_tokenizer(tokenizer, folder, config.tokens.max_tokens)
         opened = ExampleTokenizer(folder)
         records = output.add_folder(folder, "")
     return StageResult(records, {"vocab_size": opened.vocab_size, "eos_id": opened.eos_id, "pad_id": opened.pad_id})
 
 
-def _texts(examples: Artifact, config: TokenizerSettings) -> Iterator[str]:
+def _texts(examples: Artifact, config: TokenizerSettings, progress: Task) -> Iterator[str]:
     for record in examples.files("examples-"):
         for turns in examples.read_rows(record, columns=["turns"]).column("turns").to_pylist():
+            progress.advance()
             for segment in render([(turn["role"], turn["content"]) for turn in turns], config.tokens.template):
                 yield segment.text
 
@@ -52,6 +56,7 @@ def _take_over(config: TokenizerSettings, folder: Path) -> None:
 
     assert config.pretrained is not None
     source = pretrained_folder(config.pretrained, config.key)
+    check_length(source, config.key, config.tokens.max_tokens)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=config.pretrained.trust_remote_code)
     except (ValueError, OSError, KeyError) as error:

@@ -53,7 +53,7 @@ class Runner:
         states = list(examine(self._pipeline, self._storage, self._digests))
         for state in states:
             if state.artifact is not None:
-                self.result.artifacts[state.node.key] = state.artifact
+                self._take(state.node, state.artifact)
         todo = [state.node for state in states if state.artifact is None]
         if todo:
             from s2l_ray.stages.runtime import connected
@@ -83,7 +83,7 @@ class Runner:
                     for future in finished:
                         node, claim = running.pop(future)
                         free += claim
-                        self.result.artifacts[node.key] = future.result()
+                        self._take(node, future.result())
             except BaseException:
                 for future in running:
                     future.cancel()
@@ -92,6 +92,11 @@ class Runner:
 
                 ray.shutdown()
                 raise
+
+    def _take(self, node: Node, artifact: Artifact) -> None:
+        for check in self._pipeline.checks.get(node.key, ()):
+            check(artifact)
+        self.result.artifacts[node.key] = artifact
 
     def _claim(self, node: Node) -> float:
         from s2l_ray.stages.runtime import claimed_cpus

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from s2l_ray import schemas
 from s2l_ray.artifacts import Artifact, FileRecord, StagedOutput, StageResult
 from s2l_ray.config import ResourcesConfig, SelectConfig
-from s2l_ray.errors import ConfigError, DataError
+from s2l_ray.errors import DataError
 from s2l_ray.examples import location
 from s2l_ray.inputs import InputFile, find_inputs
 from s2l_ray.log import display
@@ -82,7 +82,7 @@ def select_subset(
     """Rank the pool, take what the budget holds, and copy those rows out of the input.
 
     Raises:
-        ConfigError: the budget does not fit the pool, or the selector needs a source that is not there.
+        ConfigError: the budget does not fit the pool.
     """
     pool = _read_pool(inputs, seed)
     rank_N = _rank(pool, config.select)
@@ -161,13 +161,6 @@ def _token_counts(
 
 
 def _rank(pool: Pool, select: SelectConfig) -> NDArray[np.int64]:
-    if select.method in ("official", "random_per_source"):
-        missing = int(sum(source is None for source in pool.source_N))
-        if missing:
-            raise ConfigError(
-                f"select.method {select.method!r} divides the budget over sources, but {missing} examples have none. "
-                "Map the column with `examples.columns: {source: ...}`, or use another method."
-            )
     match select.method:
         case "paper":
             keys = cluster_keys(pool.stratum_N, pool.cluster_id_N)

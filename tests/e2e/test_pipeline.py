@@ -21,9 +21,7 @@ class Run:
         self.storage = Storage.at(str(folder / "storage"))
 
     def artifact(self, name: str) -> Artifact:
-        (fingerprint,) = [
-            f for f in self.storage.list_folders(name) if self.storage.find(name, f) is not None
-        ]
+        (fingerprint,) = [f for f in self.storage.list_folders(name) if self.storage.find(name, f) is not None]
         found = self.storage.find(name, fingerprint)
         assert found is not None
         return found
@@ -173,7 +171,7 @@ def test_changed_resources_change_nothing(run: Run) -> None:
 
 
 def test_budget_of_another_size_is_a_prefix_of_the_same_ranking(run: Run) -> None:
-    done = run_s2l("stage", str(run.config), "select_subset", "--json", "--set", "select.budget=60")
+    done = run_s2l("stage", "select_subset", str(run.config), "--json", "--set", "select.budget=60")
     assert done.returncode == 0, done.stderr
     subset = Path(json.loads(done.stdout)["artifacts"]["subset"])
     small = pq.read_table(subset / "subset.parquet").column("example_id").to_pylist()

@@ -1,0 +1,146 @@
+"""Training under Ray Train: two workers give the losses of one, and DeepSpeed those of plain torch."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from s2l_ray.artifacts import Artifact
+from s2l_ray.config import Config, ResourcesConfig
+from s2l_ray.errors import ConfigError, DataError
+from s2l_ray.plan import PrepareSettings, ProxySettings, SelectSettings, TargetSettings, TokenizerSettings
+from s2l_ray.stages import (
+    finetune_target,
+    prepare_examples,
+    prepare_tokenizer,
+    score_examples,
+    tokenize_examples,
+    train_proxy,
+)
+from s2l_ray.stages import select_subset as select
+from s2l_ray.stages.runtime import check_capacity
+from tests.conftest import TINY
+from tests.stages.conftest import Bench
+
+
+@pytest.fixture(scope="module")
+def config() -> Config:
+    return Config.model_validate({**TINY, "examples": {"synthetic": {"rows": 200, "skills": 5}}})
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory, config: Config, local_ray: None) -> "Prepared":
+    return Prepared(Bench(tmp_path_factory.mktemp("storage")), config)
+
+
+class Prepared:
+    def __init__(self, bench: Bench, config: Config) -> None:
+        self.bench = bench
+        prepare = PrepareSettings(config.examples, (), "train", 0.0, 7, "examples")
+        self.examples = bench.run(prepare_examples.prepare_examples, prepare_examples.Inputs(), prepare)
+        self.tokenizer = bench.run(
+            prepare_tokenizer.prepare_tokenizer,
+            prepare_tokenizer.Inputs(self.examples),
+            TokenizerSettings(config.tokens, None, "proxy"),
+        )
+        self.tokens = bench.run(
+            tokenize_examples.tokenize_examples,
+            tokenize_examples.Inputs(self.examples, self.tokenizer),
+            config.tokens,
+        )
+        self.subset = bench.run(
+            select.select_subset,
+            select.Inputs(self.examples, self.tokens, self.tokens),
+            SelectSettings(config.select.model_copy(update={"method": "random"}), ()),
+        )
+
+
+def losses(artifact: Artifact) -> list[float]:
+    lines = Path(artifact.path("metrics.jsonl")).read_text().splitlines()
+    return [json.loads(line)["mean_loss"] for line in lines]
+
+
+def workers(stage: str, count: int, **more: object) -> ResourcesConfig:
+    return ResourcesConfig.model_validate({stage: {"workers": count, "cpus": 0.5, **more}})
+
+
+def proxy(prepared: Prepared, config: Config, count: int) -> Artifact:
+    inputs = train_proxy.Inputs(prepared.tokens, prepared.tokenizer)
+    settings = ProxySettings(config.proxy, config.tokens.max_tokens)
+    return prepared.bench.run(train_proxy.train_proxy, inputs, settings, workers("train_proxy", count))
+
+
+@pytest.fixture(scope="module")
+def one_worker_proxy(prepared: Prepared, config: Config) -> Artifact:
+    return proxy(prepared, config, 1)
+
+
+def target(prepared: Prepared, config: Config, count: int, **engine: object) -> Artifact:
+    inputs = finetune_target.Inputs(prepared.subset, prepared.tokens, prepared.tokenizer)
+    settings = TargetSettings(config.target.model_copy(update=engine), config.tokens.max_tokens)
+    return prepared.bench.run(finetune_target.finetune_target, inputs, settings, workers("finetune_target", count))
+
+
+@pytest.fixture(scope="module")
+def plain_target(prepared: Prepared, config: Config) -> Artifact:
+    return target(prepared, config, 1, engine="torch")
+
+
+def test_proxy_on_two_workers_has_the_losses_of_one(
+    prepared: Prepared, config: Config, one_worker_proxy: Artifact
+) -> None:
+    np.testing.assert_allclose(losses(proxy(prepared, config, 2)), losses(one_worker_proxy), atol=1e-3)
+
+
+def test_scores_do_not_depend_on_the_number_of_workers(
+    prepared: Prepared, config: Config, one_worker_proxy: Artifact
+) -> None:
+    inputs = score_examples.Inputs(prepared.tokens, prepared.tokenizer, one_worker_proxy)
+    settings = config.score.model_copy(update={"shard_rows": 40})
+    digests = set()
+    for actors in ([1, 1], [1, 4]):
+        resources = ResourcesConfig.model_validate({"score_examples": {"actors": actors}})
+        digests.add(prepared.bench.run(score_examples.score_examples, inputs, settings, resources).digest)
+    in_passes = settings.model_copy(update={"checkpoints_per_pass": 2})
+    digests.add(prepared.bench.run(score_examples.score_examples, inputs, in_passes).digest)
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize("zero_stage", [0, 3])
+def test_deepspeed_on_two_workers_has_the_losses_of_plain_torch(
+    prepared: Prepared, config: Config, plain_target: Artifact, zero_stage: int
+) -> None:
+    found = target(prepared, config, 2, engine="deepspeed", zero_stage=zero_stage)
+    np.testing.assert_allclose(losses(found), losses(plain_target), atol=1e-3)
+
+
+def test_more_workers_than_cpus_are_refused_at_the_start(local_ray: None) -> None:
+    with pytest.raises(ConfigError, match="train_proxy asks for 9 x 1 CPU"):
+        check_capacity(ResourcesConfig.model_validate({"train_proxy": {"workers": 9}}))
+
+
+def test_gpus_that_are_not_there_are_refused_at_the_start(local_ray: None) -> None:
+    with pytest.raises(ConfigError, match="GPU"):
+        check_capacity(ResourcesConfig.model_validate({"score_examples": {"gpus": 1}}))
+
+
+def test_bad_listed_checkpoint_is_refused_and_not_retried(prepared: Prepared, config: Config) -> None:
+    inputs = train_proxy.Inputs(prepared.tokens, prepared.tokenizer)
+    settings = ProxySettings(config.proxy.model_copy(update={"checkpoints": (10, 999)}), config.tokens.max_tokens)
+    with pytest.raises(ConfigError, match="999"):
+        prepared.bench.run(train_proxy.train_proxy, inputs, settings)
+
+
+def test_diverging_training_is_an_error_of_the_data_with_advice(prepared: Prepared, config: Config) -> None:
+    inputs = train_proxy.Inputs(prepared.tokens, prepared.tokenizer)
+    wild = config.proxy.model_copy(update={"learning_rate": 1e30, "warmup": 0.0})
+    with pytest.raises(DataError, match="learning rate"):
+        prepared.bench.run(train_proxy.train_proxy, inputs, ProxySettings(wild, config.tokens.max_tokens))
+
+
+def test_fewer_steps_than_checkpoints_shorten_the_trajectory(prepared: Prepared, config: Config) -> None:
+    inputs = train_proxy.Inputs(prepared.tokens, prepared.tokenizer)
+    short = config.proxy.model_copy(update={"steps": 3})
+    found = prepared.bench.run(train_proxy.train_proxy, inputs, ProxySettings(short, config.tokens.max_tokens))
+    assert found.summary["checkpoint_steps"] == [1, 2, 3]
