@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pydantic
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s2l_ray.config import (
@@ -427,6 +427,7 @@ def paths_of(tree, above=()):
 
 
 @given(tree=trees, path=st.lists(names, min_size=1, max_size=4), value=values)
+@settings(deadline=None)
 def test_override_sets_one_path_and_leaves_all_others_alone(tree, path, value):
     before = repr(tree)
     try:

@@ -248,7 +248,7 @@ def test_find_link_to_a_file_elsewhere_is_followed(tmp_path):
 
 
 def test_find_file_name_that_is_not_utf8_is_config_error(tmp_path):
-    with open(os.fsencode(tmp_path) + b"/\xff.jsonl", "wb") as stream:  # noqa: PTH123
+    with open(os.fsencode(tmp_path) + b"/\xff.jsonl", "wb") as stream:
         stream.write(ROW)
     with pytest.raises(ConfigError, match="not UTF-8"):
         find_inputs(str(tmp_path), key=KEY)

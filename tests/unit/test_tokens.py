@@ -75,19 +75,18 @@ def prompt_and_response(prompt, response):
 
 def test_render_alpaca_without_input_is_stanford_alpacas_prompt():
     prompt, response = render([("user", "Name a {fruit}."), ("assistant", "Fig")], "alpaca")
-    # Its training code puts the response right behind the colon; its model was published with a line break.
-    assert prompt.text == ALPACA["prompt_no_input"].format(instruction="Name a {fruit}.") + "\n"
+    assert prompt.text == ALPACA["prompt_no_input"].format(instruction="Name a {fruit}.")
     assert (response.text, prompt.is_response, response.is_response) == ("Fig", False, True)
 
 
 def test_render_alpaca_with_input_is_stanford_alpacas_prompt():
     prompt, _ = render([("user", "Add."), ("input", "1 2"), ("assistant", "3")], "alpaca")
-    assert prompt.text == ALPACA["prompt_input"].format(instruction="Add.", input="1 2") + "\n"
+    assert prompt.text == ALPACA["prompt_input"].format(instruction="Add.", input="1 2")
 
 
 def test_render_system_text_takes_the_preambles_place():
     prompt, _ = render([("system", "Be brief."), ("user", "Hi"), ("assistant", "Ho")], "alpaca")
-    assert prompt.text == "Be brief.\n\n### Instruction:\nHi\n\n### Response:\n"
+    assert prompt.text == "Be brief.\n\n### Instruction:\nHi\n\n### Response:"
 
 
 def test_render_multi_turn_alternates_and_holds_every_text_once():

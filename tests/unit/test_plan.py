@@ -1,0 +1,435 @@
+"""The plan: what arms share, what a changed setting changes, what is there already."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+import s2l_ray
+from s2l_ray.artifacts import Storage
+from s2l_ray.config import Config, Experiment, load_experiment, parse_experiment, parse_yaml
+from s2l_ray.digests import DigestCache
+from s2l_ray.errors import ConfigError, S2LError
+from s2l_ray.plan import STAGES, Node, Pipeline, build_pipeline, examine
+
+ROOT = Path(s2l_ray.__file__).parent.parent
+WORKFLOWS = sorted((ROOT / "workflows").glob("*.yaml"))
+QUICKSTART = ROOT / "workflows" / "quickstart.yaml"
+MODEL = "{hidden_size: 8, num_hidden_layers: 1, num_attention_heads: 2}"
+BASE = f"examples: {{synthetic: {{}}}}\nproxy: {{model: {MODEL}}}\ntarget: {{model: {MODEL}, engine: torch}}\n"
+ARMS = "arms: {random: {select.method: random}, s2l: {select.method: paper}, full: {select.method: full}}\n"
+
+
+def experiment_of(text: str = "", *sets: str) -> Experiment:
+    return parse_experiment(parse_yaml(BASE + text, origin="x"), list(sets), origin="x", name="x")
+
+
+def pipeline_of(text: str = "", *sets: str) -> Pipeline:
+    return build_pipeline(experiment_of(text, *sets))
+
+
+def by_artifact(pipeline: Pipeline) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for node in pipeline.nodes:
+        found.setdefault(node.artifact, set()).add(node.key)
+    return found
+
+
+def changed_artifacts(one: Pipeline, other: Pipeline) -> set[str]:
+    before, after = by_artifact(one), by_artifact(other)
+    return {name for name in before | after if before.get(name) != after.get(name)}
+
+
+def node_of(pipeline: Pipeline, artifact: str) -> Node:
+    return next(node for node in pipeline.nodes if node.artifact == artifact)
+
+
+def rows_file(folder: Path, name: str = "rows.jsonl", text: str = "plus") -> Path:
+    path = folder / name
+    lines = [json.dumps({"instruction": f"{i} {text} 1", "output": str(i + 1)}) for i in range(20)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+# -------------------------------------------------------------------------------------------------------------- layout
+
+
+def test_stages_are_files_of_the_stages_folder_in_order_of_use():
+    for stage in STAGES:
+        assert (ROOT / "s2l_ray" / "stages" / f"{stage}.py").is_file()
+    order = [node.stage for node in pipeline_of(ARMS).nodes]
+    assert order == sorted(order, key=list(STAGES).index)
+
+
+def test_every_node_comes_after_its_inputs():
+    seen: set[str] = set()
+    for node in pipeline_of(ARMS).nodes:
+        assert all(parent.key in seen for parent in node.inputs.values())
+        seen.add(node.key)
+
+
+def test_arms_of_the_quickstart_share_what_precedes_their_difference():
+    pipeline = build_pipeline(load_experiment(QUICKSTART))
+    assert Counter(node.artifact for node in pipeline.nodes) == {
+        "examples": 1,
+        "eval_examples": 1,
+        "tokenizer": 1,
+        "tokens": 2,
+        "proxy": 1,
+        "trajectories": 1,
+        "clusters": 1,
+        "subset": 3,
+        "target": 3,
+        "scores": 3,
+        "comparison": 1,
+    }
+    labels = {pipeline.label(node) for node in pipeline.nodes}
+    assert {"subset [random]", "target [s2l]", "scores [full]", "proxy [s2l]", "examples", "tokens"} <= labels
+    assert len(labels) == len(pipeline.nodes)
+
+
+def test_arms_that_differ_in_k_share_the_trajectories():
+    pipeline = pipeline_of("arms: {a: {cluster.n_clusters: 5}, b: {cluster.n_clusters: 7}}")
+    counts = Counter(node.artifact for node in pipeline.nodes)
+    assert (counts["trajectories"], counts["clusters"], counts["subset"]) == (1, 2, 2)
+
+
+def test_arms_that_are_equal_share_everything():
+    counts = Counter(node.artifact for node in pipeline_of("arms: {a: {}, b: {}}").nodes)
+    assert (counts["subset"], counts["scores"], counts["comparison"]) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("method", ["random", "random_per_source", "full"])
+def test_selector_without_trajectories_trains_no_proxy(method):
+    assert not {"proxy", "trajectories", "clusters"} & set(by_artifact(pipeline_of("", f"select.method={method}")))
+
+
+@pytest.mark.parametrize("method", ["paper", "official"])
+def test_selector_on_trajectories_trains_a_proxy(method):
+    assert {"proxy", "trajectories", "clusters"} <= set(by_artifact(pipeline_of("", f"select.method={method}")))
+
+
+# ------------------------------------------------------------------------------------------------ what a change changes
+
+AFTER_SUBSET = {"subset", "target", "scores", "comparison"}
+AFTER_CLUSTERS = {"clusters"} | AFTER_SUBSET
+AFTER_SCORING = {"trajectories"} | AFTER_CLUSTERS
+AFTER_PROXY = {"proxy"} | AFTER_SCORING
+EVERYTHING = {"examples", "eval_examples", "tokenizer", "tokens"} | AFTER_PROXY
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("resources.train_proxy.workers=2", set()),
+        ("resources.score_examples.actors=[3, 9]", set()),
+        ("resources.address=auto", set()),
+        ("storage=/elsewhere", set()),
+        ("report.examples=3", set()),
+        ("score.checkpoints_per_pass=2", set()),
+        ("examples.on_bad_row=reject", set()),
+        ("examples.max_rejected=0.5", set()),
+        ("proxy.seed=42", AFTER_PROXY),
+        ("cluster.seed=42", AFTER_CLUSTERS),
+        ("select.seed=42", AFTER_SUBSET),
+        ("target.seed=42", {"target", "scores", "comparison"}),
+        ("seed=42", EVERYTHING),
+        ("proxy.epochs=1", AFTER_PROXY),
+        ("proxy.checkpoints=3", AFTER_PROXY),
+        ("score.batch_tokens=99", AFTER_SCORING),
+        ("score.shard_rows=99", AFTER_SCORING),
+        ("score.precision=fp32", AFTER_SCORING),
+        ("cluster.n_clusters=5", AFTER_CLUSTERS),
+        ("cluster.max_iter=5", AFTER_CLUSTERS),
+        ("cluster.stratify_by=source", AFTER_CLUSTERS),
+        ("select.budget=0.5", AFTER_SUBSET),
+        ("select.quota_exponent=0.5", AFTER_SUBSET),
+        ("select.method=official", AFTER_CLUSTERS),
+        ("target.learning_rate=1e-3", {"target", "scores", "comparison"}),
+        ("target.match=steps", {"target", "scores", "comparison"}),
+        ("target.precision=fp32", {"target", "scores", "comparison"}),
+        ("evaluate.metrics=[exact_match]", {"scores", "comparison"}),
+        ("evaluate.max_rows=5", {"scores", "comparison"}),
+        ("tokens.max_tokens=64", EVERYTHING - {"examples", "eval_examples"}),
+        ("tokens.vocab_size=64", EVERYTHING - {"examples", "eval_examples"}),
+        ("tokens.template=plain", EVERYTHING - {"examples", "eval_examples", "tokenizer"}),
+        ("examples.synthetic.rows=10", EVERYTHING),
+    ],
+)
+def test_setting_changes_what_depends_on_it_and_nothing_else(line, expected):
+    assert changed_artifacts(pipeline_of(), pipeline_of("", line)) == expected
+
+
+def test_setting_every_key_but_where_it_runs_changes_something():
+    """A key that reaches no fingerprint would mix old files with new settings."""
+    where = {"resources", "storage", "report"}
+    spared = {"score.checkpoints_per_pass", "examples.on_bad_row", "examples.max_rejected", "evaluate.columns"}
+    spared |= {"evaluate.held_out", "evaluate.path", "examples.path"}  # unused with a synthetic corpus, or need files
+    changes = {
+        "tokens": {"tokenizer": "word_level"},
+        "cluster": {"stratify_by": "source"},
+        "select": {"method": "random", "budget": 0.77},
+        "target": {"engine": "deepspeed", "match": "tokens", "order": "rank", "zero_stage": 1},
+        "evaluate": {"metrics": ["exact_match"]},
+        "examples": {"format": "alpaca", "columns": {"id": "uid"}, "synthetic": {"rows": 7}},
+    }
+    base, silent = pipeline_of(), []
+    for section, field in Config.model_fields.items():
+        if section in where or section == "seed":
+            continue
+        for key, leaf in field.annotation.model_fields.items():
+            current = getattr(getattr(experiment_of().shared, section), key)
+            if key in changes.get(section, {}):
+                value = changes[section][key]
+            elif key == "model":
+                value = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+            elif key == "precision":
+                value = "fp32"
+            elif key == "revision":
+                value = "0" * 40
+            elif isinstance(current, bool) or leaf.annotation is bool:
+                if key == "trust_remote_code":  # needs a revision
+                    continue
+                value = not current
+            elif key == "checkpoints_per_pass" or current is None:
+                value = 3
+            elif isinstance(current, float) and 0 <= current < 1:
+                value = 0.123
+            elif isinstance(current, int | float):
+                value = current + 1
+            else:
+                continue
+            line = f"{section}.{key}={json.dumps(value)}"
+            if f"{section}.{key}" in ("evaluate.path", "examples.path"):
+                continue
+            if not changed_artifacts(base, pipeline_of("", line)):
+                silent.append(f"{section}.{key}")
+    assert set(silent) <= spared
+
+
+def test_epoch_of_a_stage_moves_its_fingerprint(monkeypatch):
+    node = node_of(pipeline_of(), "clusters")
+    before = node.fingerprint({"trajectories": "d"}, None)
+    monkeypatch.setitem(STAGES, "cluster_trajectories", STAGES["cluster_trajectories"] + 1)
+    assert node.fingerprint({"trajectories": "d"}, None) != before
+
+
+def test_schema_version_moves_every_fingerprint(monkeypatch):
+    nodes = pipeline_of().nodes
+    before = [node.fingerprint({}, None) for node in nodes]
+    monkeypatch.setattr("s2l_ray.schemas.SCHEMA_VERSION", 99)
+    assert all(a != node.fingerprint({}, None) for a, node in zip(before, nodes, strict=True))
+
+
+def test_fingerprint_follows_digests_of_inputs_and_of_the_outside():
+    node = node_of(pipeline_of(), "clusters")
+    prints = [
+        node.fingerprint({"trajectories": "a"}, None),
+        node.fingerprint({"trajectories": "b"}, None),
+        node.fingerprint({"examples": "a"}, None),
+        node.fingerprint({"trajectories": "a"}, "o"),
+    ]
+    assert len(set(prints)) == 4
+    assert all(len(p) == 32 and set(p) <= set("0123456789abcdef") for p in prints)
+
+
+# -------------------------------------------------------------------------------------------------------------- until
+
+
+def test_until_keeps_a_stage_and_what_it_needs():
+    part = pipeline_of(ARMS).until("cluster_trajectories")
+    assert set(by_artifact(part)) == {"examples", "tokenizer", "tokens", "proxy", "trajectories", "clusters"}
+    assert len(by_artifact(part)["tokens"]) == 1
+
+
+def test_until_the_last_stage_keeps_everything():
+    pipeline = pipeline_of(ARMS)
+    assert pipeline.until("compare_arms").nodes == pipeline.nodes
+
+
+def test_until_keeps_the_labels():
+    part = pipeline_of(ARMS).until("select_subset")
+    assert {part.label(node) for node in part.nodes if node.artifact == "subset"} == {
+        "subset [random]",
+        "subset [s2l]",
+        "subset [full]",
+    }
+
+
+@pytest.mark.parametrize("stage", ["cluster", "clusters", "", "compare_arm", "runtime"])
+def test_until_an_unknown_stage_lists_those_there_are(stage):
+    with pytest.raises(ConfigError, match="cluster_trajectories") as caught:
+        pipeline_of().until(stage)
+    assert repr(stage) in str(caught.value)
+
+
+def test_until_a_stage_that_no_arm_needs_is_refused():
+    with pytest.raises(ConfigError, match="train_proxy"):
+        pipeline_of("", "select.method=random").until("train_proxy")
+
+
+# ------------------------------------------------------------------------------------------------------ workflows
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_workflow_parses_and_lays_out_a_pipeline(path, tmp_path):
+    raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    sets = []
+    if "synthetic" not in raw["examples"]:
+        sets.append(f"examples.path={rows_file(tmp_path)}")
+    if raw.get("evaluate", {}).get("path"):
+        sets.append(f"evaluate.path={rows_file(tmp_path, 'test.jsonl', 'minus')}")
+    experiment = load_experiment(path, sets)
+    pipeline = build_pipeline(experiment)
+    assert len(experiment.arms) >= len(raw.get("arms", {}) or {1: 1})
+    assert node_of(pipeline, "comparison").settings == {"arms": list(experiment.arms)}
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_workflow_says_in_its_head_how_to_run_it(path):
+    head = path.read_text(encoding="utf-8").split("\n\n")[0]
+    assert f"s2l run workflows/{path.name}" in head
+
+
+def test_workflows_are_there():
+    assert QUICKSTART in WORKFLOWS
+
+
+# ---------------------------------------------------------------------------------------------------- outside and files
+
+
+def write_model(folder: Path) -> Path:
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (folder / name).write_text("{}")
+    return folder
+
+
+def test_pretrained_folder_puts_its_files_into_the_outside_digest(tmp_path):
+    folder = write_model(tmp_path / "model")
+    proxy = node_of(pipeline_of("", f"proxy.model={folder}"), "proxy")
+    assert [file.name for file in proxy.outside.files] == ["config.json", "model.safetensors", "tokenizer.json"]
+    before = proxy.key
+    (folder / "model.safetensors").write_text("other weights")
+    assert node_of(pipeline_of("", f"proxy.model={folder}"), "proxy").key != before
+
+
+def test_pretrained_folder_gives_the_tokenizer_too(tmp_path):
+    folder = write_model(tmp_path / "model")
+    tokenizers = [n for n in pipeline_of("", f"proxy.model={folder}").nodes if n.artifact == "tokenizer"]
+    assert len(tokenizers) == 2
+    assert sorted(len(n.outside.files) if n.outside else 0 for n in tokenizers) == [0, 3]
+
+
+def test_hub_model_goes_by_name_and_revision():
+    keys = {
+        node_of(pipeline_of("", "proxy.model=org/m", f"proxy.revision={revision}"), "proxy").key
+        for revision in ("null", "a" * 40, "b" * 40)
+    }
+    assert len(keys) == 3
+
+
+def test_input_file_that_is_missing_is_refused_with_its_key(tmp_path):
+    with pytest.raises(S2LError, match=r"examples\.path") as caught:
+        pipeline_of("", "examples={path: " + str(tmp_path / "none.jsonl") + "}")
+    assert caught.value.exit_code == 2
+
+
+def test_source_of_a_mixture_is_part_of_the_identity(tmp_path):
+    path = rows_file(tmp_path)
+    keys = {
+        node_of(pipeline_of("", f"examples={{path: [{{path: {path}, source: {source}}}]}}"), "examples").key
+        for source in ("a", "b")
+    }
+    assert len(keys) == 2
+
+
+def test_held_out_data_of_its_own_leaves_all_examples_to_training(tmp_path):
+    train, test = rows_file(tmp_path), rows_file(tmp_path, "test.jsonl", "minus")
+    split = pipeline_of("", f"examples={{path: {train}}}")
+    apart = pipeline_of("", f"examples={{path: {train}}}", f"evaluate.path={test}")
+    assert node_of(split, "examples").config.held_out == 0.05
+    assert node_of(apart, "examples").config.held_out == 0.0
+    assert node_of(apart, "eval_examples").config.part == "all"
+    assert "eval_examples" in changed_artifacts(
+        apart, pipeline_of("", f"examples={{path: {train}}}", f"evaluate.path={train}")
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- examine
+
+
+def make(state, storage: Storage, salt: str = "") -> None:
+    output = storage.begin(state.node.artifact, state.fingerprint)
+    output.commit(
+        [output.write_bytes("a", (state.node.artifact + salt).encode())], config={}, inputs={}, summary={}, run={}
+    )
+
+
+def states_of(pipeline: Pipeline, storage: Storage):
+    return list(examine(pipeline, storage, DigestCache(storage)))
+
+
+def make_all(pipeline: Pipeline, storage: Storage) -> int:
+    """Commit node after node as they become ready; return how many passes it took."""
+    for passes in range(100):
+        ready = [s for s in states_of(pipeline, storage) if s.artifact is None and s.fingerprint]
+        if not ready:
+            return passes
+        for state in ready:
+            if storage.find(state.node.artifact, state.fingerprint) is None:
+                make(state, storage)
+    raise AssertionError("never done")
+
+
+@pytest.fixture
+def storage(tmp_path) -> Storage:
+    return Storage.at(str(tmp_path / "storage"))
+
+
+def test_examine_of_an_empty_storage_knows_only_the_roots(storage):
+    states = states_of(pipeline_of(ARMS), storage)
+    assert {s.node.artifact for s in states if s.fingerprint} == {"examples", "eval_examples"}
+    assert all(s.artifact is None for s in states)
+    proxy = next(s for s in states if s.node.artifact == "proxy")
+    assert "tokens" in proxy.why
+    assert not Path(storage.uri).exists()
+
+
+def test_examine_follows_committed_artifacts_to_the_end(storage):
+    pipeline = pipeline_of(ARMS)
+    assert make_all(pipeline, storage) >= 8
+    states = states_of(pipeline, storage)
+    assert all(state.artifact for state in states)
+    assert [state.node for state in states] == list(pipeline.nodes)
+
+
+def test_examine_after_a_changed_setting_finds_what_precedes_it(storage):
+    make_all(pipeline_of(), storage)
+    states = states_of(pipeline_of("", "cluster.n_clusters=5"), storage)
+    assert {s.node.artifact for s in states if s.artifact is None} == AFTER_CLUSTERS
+    clusters = next(s for s in states if s.node.artifact == "clusters")
+    assert clusters.fingerprint is not None
+
+
+def test_examine_after_a_proxy_trained_to_other_weights_moves_what_follows(storage):
+    pipeline = pipeline_of()
+    make_all(pipeline, storage)
+    proxy = next(s for s in states_of(pipeline, storage) if s.node.artifact == "proxy")
+    proxy.artifact.discard()
+    make(proxy, storage, salt="other weights")
+    missing = {s.node.artifact for s in states_of(pipeline, storage) if s.artifact is None}
+    assert missing == AFTER_SCORING
+
+
+def test_examine_of_an_input_not_hashed_yet_says_so(storage, tmp_path):
+    path = rows_file(tmp_path)
+    pipeline = pipeline_of("", f"examples={{path: {path}}}")
+    examples = next(s for s in states_of(pipeline, storage) if s.node.artifact == "examples")
+    assert examples.fingerprint is None
+    assert "not yet hashed" in examples.why
+    assert str(path) in examples.why
+    DigestCache(storage).compute(examples.node.outside.files, examples.node.outside.facts)
+    assert next(s for s in states_of(pipeline, storage) if s.node.artifact == "examples").fingerprint

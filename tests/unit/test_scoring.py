@@ -1,0 +1,122 @@
+"""Means, errors and weights against numpy, statistics and figures worked by hand."""
+
+import math
+import statistics
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from s2l_ray.scoring import Z_95, Mean, mean_of, means_by_group, tail_groups, weighted_mean
+
+values = st.lists(st.floats(-100, 100), min_size=2, max_size=30)
+
+
+@given(values)
+@settings(deadline=None)
+def test_mean_of_rows_agrees_with_statistics(value_N):
+    mean = mean_of(np.array(value_N))
+    assert mean.value == pytest.approx(statistics.fmean(value_N), abs=1e-9)
+    assert mean.standard_error == pytest.approx(statistics.stdev(value_N) / math.sqrt(len(value_N)), abs=1e-9)
+    assert mean.rows == len(value_N)
+
+
+def test_mean_of_one_row_has_no_error_and_no_interval():
+    mean = mean_of(np.array([3.0]))
+    assert mean == Mean(3.0, None, 1)
+    assert mean.interval == (None, None)
+
+
+def test_interval_is_the_normal_one_of_95_percent():
+    low, high = Mean(1.0, 0.5, 9).interval
+    assert (low, high) == (1.0 - 0.5 * Z_95, 1.0 + 0.5 * Z_95)
+    assert statistics.NormalDist().cdf(Z_95) == pytest.approx(0.975, abs=1e-7)
+
+
+def test_interval_covers_the_truth_about_95_times_in_100():
+    generator = np.random.default_rng(0)
+    covered = 0
+    for _ in range(1000):
+        low, high = mean_of(generator.normal(2.0, 3.0, 200)).interval
+        covered += low <= 2.0 <= high
+    assert 925 <= covered <= 975
+
+
+def test_means_by_group_are_those_of_its_rows_in_order_of_name():
+    groups = means_by_group(np.array([1.0, 10.0, 3.0, 7.0]), ["b", "a", "b", ""])
+    assert list(groups) == ["", "a", "b"]
+    assert groups["b"].value == 2.0
+    assert groups["a"] == Mean(10.0, None, 1)
+
+
+@given(st.dictionaries(st.sampled_from("abc"), values, min_size=1))
+@settings(deadline=None)
+def test_mean_weighted_by_rows_is_the_mean_of_all_rows(rows):
+    value_N = np.concatenate([np.array(part) for part in rows.values()])
+    group_N = [name for name, part in rows.items() for _ in part]
+    groups = means_by_group(value_N, group_N)
+    whole = weighted_mean(groups, {name: len(part) for name, part in rows.items()})
+    assert whole.value == pytest.approx(float(np.mean(value_N)), abs=1e-9)
+    assert whole.rows == len(value_N)
+
+
+def test_macro_mean_counts_every_group_alike():
+    mean = weighted_mean({"common": Mean(1.0, 0.3, 100), "rare": Mean(0.0, 0.4, 2)})
+    assert mean.value == 0.5
+    assert mean.standard_error == pytest.approx(0.25)
+    assert mean.rows == 102
+
+
+def test_weighted_error_is_that_of_independent_groups():
+    mean = weighted_mean({"a": Mean(1.0, 0.3, 5), "b": Mean(2.0, 0.4, 5)}, {"a": 3, "b": 1})
+    assert mean.value == 1.25
+    assert mean.standard_error == pytest.approx(math.hypot(0.75 * 0.3, 0.25 * 0.4))
+
+
+def test_weighted_mean_does_not_depend_on_the_scale_of_weights():
+    groups = {"a": Mean(1.0, 0.3, 5), "b": Mean(2.0, 0.4, 5)}
+    assert weighted_mean(groups, {"a": 3, "b": 1}).value == weighted_mean(groups, {"a": 300, "b": 100}).value
+
+
+def test_group_of_one_row_takes_the_error_away():
+    assert weighted_mean({"a": Mean(1.0, 0.1, 5), "b": Mean(0.0, None, 1)}).standard_error is None
+
+
+def test_group_without_weight_counts_nothing_not_even_its_missing_error():
+    groups = {"a": Mean(1.0, 0.1, 5), "unseen": Mean(0.0, None, 1)}
+    assert weighted_mean(groups, {"a": 7, "elsewhere": 3}) == Mean(1.0, pytest.approx(0.1), 5)
+
+
+def test_no_group_with_weight_has_no_mean_rather_than_a_crash():
+    for mean in (weighted_mean({"a": Mean(1.0, 0.1, 5)}, {"b": 3}), weighted_mean({})):
+        assert math.isnan(mean.value)
+        assert (mean.standard_error, mean.rows) == (None, 0)
+
+
+def test_missing_value_is_never_turned_into_a_number():
+    assert math.isnan(mean_of(np.array([1.0, math.nan])).value)
+    assert math.isnan(weighted_mean({"a": Mean(math.nan, 0.1, 2), "b": Mean(1.0, 0.1, 2)}).value)
+
+
+@pytest.mark.parametrize(
+    ("counts", "tail"),
+    [
+        ({}, set()),
+        ({"a": 5}, set()),
+        ({"a": 5, "b": 2}, {"b"}),
+        ({"a": 5, "b": 2, "c": 1}, {"c"}),
+        ({"b": 1, "a": 1, "d": 1, "c": 1}, {"a", "b"}),
+    ],
+)
+def test_tail_is_the_rarer_half_ties_by_name(counts, tail):
+    assert tail_groups(counts) == tail
+
+
+@given(st.dictionaries(st.text(max_size=3), st.integers(1, 50), max_size=12))
+@settings(deadline=None)
+def test_tail_is_no_more_common_than_the_rest(counts):
+    tail = tail_groups(counts)
+    assert len(tail) == len(counts) // 2
+    rest = [counts[name] for name in counts if name not in tail]
+    assert not tail or max(counts[name] for name in tail) <= min(rest)
