@@ -4,12 +4,13 @@ import argparse
 import json
 import os
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from s2l_ray.config import Experiment, load_experiment
 from s2l_ray.errors import S2LError
-from s2l_ray.log import display, without_user_info
+from s2l_ray.log import STAGE_THREAD, display, without_user_info
 
 INTERRUPTED = 130
 
@@ -32,6 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of our output has gone; nothing is left to say.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    if code and any(thread.name.startswith(STAGE_THREAD) for thread in threading.enumerate()):
+        # Other stages are still at work in Ray and cannot be called back; with this process Ray ends them, and what
+        # they had finished is there for the same command to go on from.
+        sys.stderr.flush()
+        os._exit(code)
     return code
 
 

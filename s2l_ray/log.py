@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
+STAGE_THREAD = "stage"
+"""Threads that stages run in are called so."""
 QUIET_SECONDS = 2.0
 LINE_SECONDS = 10.0
 LOG_WIDTH = 200

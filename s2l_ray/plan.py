@@ -281,9 +281,7 @@ class Check:
 
         select, cluster = self.config.select, self.config.cluster
         if select.method in CLUSTERED and cluster.stratify_by is None and cluster.n_clusters > n_rows:
-            raise ConfigError(
-                f"cluster.n_clusters is {cluster.n_clusters}, but there are {n_rows} examples. Lower it."
-            )
+            raise ConfigError(f"cluster.n_clusters is {cluster.n_clusters}, but there are {n_rows} examples. Lower it.")
         budget = parse_budget(select.budget)
         if select.method != "full" and budget.kind != "tokens":
             rows_in_budget(budget, n_rows)

@@ -7,7 +7,7 @@ Legend: N examples, B global batch.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -62,6 +62,11 @@ def checkpoint_steps(total_steps: int, wanted: int | tuple[int, ...]) -> tuple[i
 def steps_for(n_rows: int, epochs: float, global_batch_size: int) -> int:
     """Return the optimizer steps that `epochs` passes over `n_rows` rows take."""
     return max(1, math.ceil(n_rows * _exact(epochs) / global_batch_size))
+
+
+def rows_for(n_rows: int, epochs: float) -> int:
+    """Return the rows that `epochs` passes see, counted with repetition."""
+    return math.ceil(n_rows * _exact(epochs))
 
 
 def _exact(epochs: float) -> Fraction:
@@ -163,59 +168,95 @@ class Plan:
         return derive_seed(self.order.seed, f"step {step} rank {self.share.rank}")
 
 
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands: what is needed, besides the engine's state, to go on as if it had not stopped."""
+
+    step: int = 0
+    loss_sum: float = 0.0
+    """Of all workers, since the last kept step [nats]."""
+    tokens: int = 0
+    """Response tokens since the last kept step."""
+
+
+def pauses(total_steps: int, every: int | None) -> frozenset[int]:
+    """Return the steps after which a run may be left and gone on from: about every `every` steps, a fifth unless set.
+
+    They fall on steps where losses are summed anyway, so that they cannot be seen in any reported number.
+    """
+    wanted = every or max(1, total_steps // 5)
+    stride = math.ceil(wanted / LOG_STEPS) * LOG_STEPS
+    return frozenset(range(stride, total_steps, stride))
+
+
 def train_loop(
     engine: Engine,
     plan: Plan,
     *,
-    start_step: int,
-    stops: tuple[int, ...],
+    start: Position,
+    keep: Collection[int],
+    pause: Collection[int],
     on_step: Callable[[StepReport], None],
-    on_stop: Callable[[StepReport], None],
+    on_keep: Callable[[StepReport], None],
+    on_pause: Callable[[Position], None],
 ) -> None:
-    """Train from after `start_step` to the end.
+    """Train from after `start` to the end.
 
     Args:
         engine: holds the model; computes and applies a step.
         plan: what every step does.
-        start_step: steps done already.
-        stops: steps after which `on_stop` is called, with the losses since the last stop.
-        on_step: called every few steps and at the end.
-        on_stop: called at the stops, after `on_step`.
+        start: steps done already.
+        keep: steps after which `on_keep` is called, with the losses since the last of them.
+        pause: steps after which `on_pause` is called, last of all; from `pauses`.
+        on_step: called every `LOG_STEPS` steps and at the end, with the losses since the last call.
 
     Raises:
         DataError: the loss is NaN or infinite.
     """
-    log, stop = _Tally(), _Tally()
+    log, kept, own = _Tally(), _Tally(start.loss_sum, start.tokens), _Tally()
     total = plan.schedule.total_steps
-    for step in range(start_step + 1, total + 1):
+    for step in range(start.step + 1, total + 1):
         batches, tokens = plan.micro_batches(step)
         rate = plan.schedule.learning_rate(step)
-        loss_sum = engine.train_step(batches, tokens, rate, plan.seed_of(step))
-        log.add(loss_sum, tokens)
-        at_stop = step in stops
-        if not (at_stop or step % LOG_STEPS == 0 or step == total):
+        own.add(engine.train_step(batches, tokens, rate, plan.seed_of(step)), tokens)
+        at_log = step % LOG_STEPS == 0 or step == total
+        if not (at_log or step in keep):
             continue
-        seen = engine.sum_over_workers(log.loss_sum)
-        if not math.isfinite(seen):
-            raise DataError(
-                f"the training loss is {seen} at step {step}. Lower the learning rate, or train in another precision "
-                "(`precision: bf16` or `fp32`)."
-            )
-        stop.add(seen, log.tokens)
-        on_step(StepReport(step, plan.epoch_of(step), rate, seen / max(1, log.tokens), log.tokens))
-        log = _Tally()
-        if at_stop:
-            on_stop(StepReport(step, plan.epoch_of(step), rate, stop.loss_sum / max(1, stop.tokens), stop.tokens))
-            stop = _Tally()
+        seen = _over_workers(engine, own, step)
+        own = _Tally()
+        for tally in (log, kept):
+            tally.add(seen.loss_sum, seen.tokens)
+        if at_log:
+            on_step(log.report(step, plan.epoch_of(step), rate))
+            log = _Tally()
+        if step in keep:
+            on_keep(kept.report(step, plan.epoch_of(step), rate))
+            kept = _Tally()
+        if step in pause:
+            on_pause(Position(step, kept.loss_sum, kept.tokens))
 
 
+@dataclass
 class _Tally:
-    def __init__(self) -> None:
-        self.loss_sum, self.tokens = 0.0, 0
+    loss_sum: float = 0.0
+    tokens: int = 0
 
     def add(self, loss_sum: float, tokens: int) -> None:
         self.loss_sum += loss_sum
         self.tokens += tokens
+
+    def report(self, step: int, epoch: float, rate: float) -> StepReport:
+        return StepReport(step, epoch, rate, self.loss_sum / max(1, self.tokens), self.tokens)
+
+
+def _over_workers(engine: Engine, own: _Tally, step: int) -> _Tally:
+    loss_sum = engine.sum_over_workers(own.loss_sum)
+    if not math.isfinite(loss_sum):
+        raise DataError(
+            f"the training loss is {loss_sum} at step {step}. Lower the learning rate, or train in another precision "
+            "(`precision: bf16` or `fp32`)."
+        )
+    return _Tally(loss_sum, own.tokens)
 
 
 def matched_rows(
@@ -240,4 +281,4 @@ def matched_rows(
         return steps_for(n_full, epochs, batch) * batch
     if match == "tokens":
         return math.ceil(_exact(epochs) * tokens_full * n_rows / tokens)
-    return math.ceil(n_rows * _exact(epochs))
+    return rows_for(n_rows, epochs)

@@ -82,10 +82,10 @@ def finetune_target(
     )
     if output.finished(DONE) is None:
         train(TrainingRun(train_worker, job, total_steps, "fine-tune target"), output, resources.finetune_target)
-    records, stops = kept_files(job)
+    records, kept = kept_files(job)
     with inputs.tokenizer.local_folder("") as folder:
         records += output.add_folder(folder, MODEL_FOLDER)
     return StageResult(
         records,
-        {"steps": total_steps, "rows": n_rows, "rows_seen": total_rows, "final_loss": stops[-1]["mean_loss"]},
+        {"steps": total_steps, "rows": n_rows, "rows_seen": total_rows, "final_loss": kept[-1]["mean_loss"]},
     )

@@ -17,10 +17,12 @@ from s2l_ray.artifacts import Artifact, StagedOutput, Storage
 from s2l_ray.config import PoolResources, ResourcesConfig, TrainResources
 from s2l_ray.digests import DigestCache
 from s2l_ray.errors import ArtifactError
-from s2l_ray.log import display, duration
+from s2l_ray.log import STAGE_THREAD, display, duration
 from s2l_ray.plan import Node, Pipeline, examine
 
 BUSY_SECONDS = 2.0
+MOST_AT_ONCE = 16
+"""Stages side by side at most."""
 
 
 @dataclass
@@ -56,11 +58,12 @@ class Runner:
                 self._take(state.node, state.artifact)
         todo = [state.node for state in states if state.artifact is None]
         if todo:
-            from s2l_ray.stages.runtime import connected
+            from s2l_ray.stages import runtime
 
             self._storage.check_writable()
-            with connected(self._resources):
-                self._run_nodes(todo)
+            runtime.connect(self._resources)
+            self._run_nodes(todo)
+            runtime.disconnect()
         self.result.seconds = time.monotonic() - started
         return self.result
 
@@ -69,29 +72,24 @@ class Runner:
 
         free = total_cpus()
         waiting, running = list(todo), dict[Future[Artifact], tuple[Node, float]]()
-        with ThreadPoolExecutor(max_workers=16, thread_name_prefix="stage") as threads:
-            try:
-                while waiting or running:
-                    for node in list(waiting):
-                        claim = self._claim(node)
-                        ready = all(parent.key in self.result.artifacts for parent in node.inputs.values())
-                        if ready and (claim <= free or not running):
-                            waiting.remove(node)
-                            free -= claim
-                            running[threads.submit(self._run_node, node)] = (node, claim)
-                    finished, _ = wait(running, return_when=FIRST_COMPLETED)
-                    for future in finished:
-                        node, claim = running.pop(future)
-                        free += claim
-                        self._take(node, future.result())
-            except BaseException:
-                for future in running:
-                    future.cancel()
-                # Stages at work hold Ray resources; leaving the block disconnects Ray, which ends them.
-                import ray
-
-                ray.shutdown()
-                raise
+        threads = ThreadPoolExecutor(max_workers=MOST_AT_ONCE, thread_name_prefix=STAGE_THREAD)
+        try:
+            while waiting or running:
+                for node in list(waiting):
+                    claim = self._claim(node)
+                    ready = all(parent.key in self.result.artifacts for parent in node.inputs.values())
+                    if ready and (claim <= free or not running):
+                        waiting.remove(node)
+                        free -= claim
+                        running[threads.submit(self._run_node, node)] = (node, claim)
+                finished, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    node, claim = running.pop(future)
+                    free += claim
+                    self._take(node, future.result())
+        finally:
+            # After a failure other stages may be hours from their end. They are left to the end of the process.
+            threads.shutdown(wait=not running, cancel_futures=True)
 
     def _take(self, node: Node, artifact: Artifact) -> None:
         for check in self._pipeline.checks.get(node.key, ()):

