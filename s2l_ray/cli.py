@@ -106,11 +106,12 @@ def _plan(options: argparse.Namespace) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     from s2l_ray.artifacts import Storage
-    from s2l_ray.plan import build_pipeline
+    from s2l_ray.plan import build_pipeline, fetch_models
     from s2l_ray.stages.run import Runner
 
     experiment = _load(options)
     storage = Storage.at(experiment.shared.storage)
+    fetch_models(experiment)
     pipeline = build_pipeline(experiment)
     if options.until:
         pipeline = pipeline.until(options.until)

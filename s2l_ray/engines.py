@@ -217,6 +217,14 @@ class DeepSpeedEngine:
         self._engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=True)
 
 
+def use_deterministic_kernels() -> None:
+    """Make torch refuse kernels whose result varies from run to run; cuBLAS needs its workspace fixed for it."""
+    import torch
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+
+
 def adamw(model: "PreTrainedModel", settings: EngineSettings) -> "torch.optim.AdamW":
     """Return the optimizer that both engines use; the learning rate is set at every step."""
     import torch

@@ -3,15 +3,17 @@
 Safetensors only. Code that comes with a model runs only where the config says so and pins its revision.
 """
 
-import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from s2l_ray.config import FreshModel, ModelConfig
 from s2l_ray.errors import ConfigError
+
+ModelType = TypeVar("ModelType", bound=ModelConfig)
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +25,25 @@ WEIGHTS = "model.safetensors"
 def is_pretrained(config: ModelConfig) -> bool:
     """Return whether the model comes with weights and a tokenizer of its own."""
     return isinstance(config.model, str)
+
+
+def pinned(config: ModelType) -> ModelType:
+    """Return the config with its hub revision replaced by the commit that this machine's cache holds for it.
+
+    What has no name of its own on the hub (a local folder, a model from a config), or was never fetched, stays.
+    """
+    if not isinstance(config.model, str) or Path(config.model).expanduser().is_dir():
+        return config
+    if re.fullmatch(r"[0-9a-f]{40}", config.revision or ""):
+        return config
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(config.model, "config.json", revision=config.revision)
+    except HFValidationError:
+        return config
+    return config.model_copy(update={"revision": Path(found).parent.name}) if isinstance(found, str) else config
 
 
 def pretrained_folder(config: ModelConfig, key: str) -> Path:
@@ -103,16 +124,6 @@ def check_length(folder: Path, key: str, max_tokens: int) -> None:
     limit = settings.get("max_position_embeddings")
     if isinstance(limit, int) and limit < max_tokens:
         raise ConfigError(f"tokens.max_tokens is {max_tokens}, but {key}.model reads {limit} at most. Lower it.")
-
-
-def weights_digest(folder: Path) -> str:
-    """Return a hash over config and weights of a model folder."""
-    digest = hashlib.sha256()
-    for file in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
-        digest.update(file.name.encode())
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
 
 
 def build_model(

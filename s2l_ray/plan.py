@@ -30,6 +30,7 @@ from s2l_ray.config import (
 from s2l_ray.digests import DigestCache, OutsideFile, model_files
 from s2l_ray.errors import ConfigError
 from s2l_ray.inputs import InputFile, find_inputs
+from s2l_ray.models import pinned, pretrained_folder
 
 STAGES = {
     "prepare_examples": 1,
@@ -115,6 +116,12 @@ class Outside:
     label: str
     files: tuple[OutsideFile, ...]
     facts: Mapping[str, str | None] = field(default_factory=dict)
+    """What else decides the content; a fact that is None is not known yet."""
+
+    @property
+    def is_unfetched(self) -> bool:
+        """Whether it has to be fetched before anything can be said of it."""
+        return None in self.facts.values()
 
 
 @dataclass(frozen=True)
@@ -221,7 +228,8 @@ def build_pipeline(experiment: Experiment) -> Pipeline:
     files: dict[Any, tuple[InputFile, ...]] = {}
     compared: dict[str, Node] = {}
     checks: dict[str, list[Check]] = {}
-    for arm, config in experiment.arms.items():
+    for arm, given in experiment.arms.items():
+        config = given.model_copy(update={"proxy": pinned(given.proxy), "target": pinned(given.target)})
         for path, key in ((config.examples.path, "examples.path"), (config.evaluate.path, "evaluate.path")):
             if path is not None and path not in files:
                 files[path] = find_inputs(path, key=key)
@@ -285,6 +293,19 @@ class Check:
         budget = parse_budget(select.budget)
         if select.method != "full" and budget.kind != "tokens":
             rows_in_budget(budget, n_rows)
+
+
+def fetch_models(experiment: Experiment) -> None:
+    """Fetch the models of the hub that are not on this machine, so that the plan knows which commit they are.
+
+    Raises:
+        ConfigError: one cannot be fetched.
+    """
+    for config in experiment.arms.values():
+        for key, model in (("proxy", config.proxy), ("target", config.target)):
+            outside = _model_outside(pinned(model), key)
+            if outside is not None and outside.is_unfetched:
+                pretrained_folder(model, key)
 
 
 def _arm_nodes(config: Config, files: Mapping[Any, tuple[InputFile, ...]]) -> dict[str, Node]:
@@ -471,6 +492,8 @@ def _examine_node(node: Node, known: Mapping[str, NodeState], storage: Storage, 
         return NodeState(node, None, None, f"after {', '.join(dict.fromkeys(n.split('/')[0] for n in waiting))}")
     outside = None
     if node.outside is not None:
+        if node.outside.is_unfetched:
+            return NodeState(node, None, None, f"not on this machine yet: {node.outside.label}")
         outside = digests.known(node.outside.files, node.outside.facts)
         if outside is None:
             return NodeState(node, None, None, f"input not yet hashed: {node.outside.label}")

@@ -8,8 +8,19 @@ import pyarrow as pa
 
 SCHEMA_VERSION = 1
 
+SYNTHETIC_INPUT = "input.jsonl"
+"""The embedded corpus as a file of `examples`."""
+MODEL_FOLDER = "model"
+"""Where `target` keeps its model."""
+
+
+def step_folder(step: int) -> str:
+    """Return where `proxy` keeps the model of a step."""
+    return f"step={step:06d}"
+
+
 TURN = pa.struct([("role", pa.string()), ("content", pa.string())])
-"""Roles: system, user, input (the second half of an alpaca prompt), assistant."""
+"""Roles: system, user, input (the second half of an alpaca prompt), assistant, tool."""
 
 EXAMPLES = pa.schema(
     [

@@ -9,6 +9,7 @@ Legend: N examples, B batch, L tokens.
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,6 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from s2l_ray import schemas
+from s2l_ray.artifacts import Artifact
 from s2l_ray.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
@@ -217,6 +219,13 @@ class ExampleTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of token ids, special tokens left out."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+@lru_cache(maxsize=2)
+def opened_tokenizer(tokenizer: Artifact) -> ExampleTokenizer:
+    """Open a tokenizer once per process."""
+    with tokenizer.local_folder("") as folder:
+        return ExampleTokenizer(folder)
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,8 @@ from s2l_ray.models import device_and_precision, load_model
 from s2l_ray.plan import EvaluateSettings
 from s2l_ray.sampling import draw_hash, occurrences
 from s2l_ray.scoring import Mean, mean_of, means_by_group, weighted_mean
-from s2l_ray.stages.finetune_target import MODEL_FOLDER
 from s2l_ray.stages.runtime import Receipt, limit_threads, map_shards
-from s2l_ray.stages.tokenize_examples import opened_tokenizer
-from s2l_ray.tokens import TokenRows
+from s2l_ray.tokens import TokenRows, opened_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -111,7 +109,7 @@ class JudgeShard:
 
 @lru_cache(maxsize=1)
 def _loaded(target: Artifact, device: "torch.device") -> "PreTrainedModel":
-    with target.local_folder(MODEL_FOLDER) as folder:
+    with target.local_folder(schemas.MODEL_FOLDER) as folder:
         return load_model(folder).to(device).eval()
 
 

@@ -5,14 +5,13 @@ from typing import Any
 
 import numpy as np
 
+from s2l_ray import schemas
 from s2l_ray.artifacts import Artifact, StagedOutput, StageResult
 from s2l_ray.config import ResourcesConfig
 from s2l_ray.plan import TargetSettings
 from s2l_ray.stages.runtime import TrainingRun, train
 from s2l_ray.stages.train_worker import DONE, TrainJob, kept_files, train_worker
 from s2l_ray.training import matched_rows, steps_for
-
-MODEL_FOLDER = "model"
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class SubsetIds:
 
 def model_folder(step: int) -> str:
     """Return where the model goes; there is only the last step's."""
-    return MODEL_FOLDER
+    return schemas.MODEL_FOLDER
 
 
 def finetune_target(
@@ -84,7 +83,7 @@ def finetune_target(
         train(TrainingRun(train_worker, job, total_steps, "fine-tune target"), output, resources.finetune_target)
     records, kept = kept_files(job)
     with inputs.tokenizer.local_folder("") as folder:
-        records += output.add_folder(folder, MODEL_FOLDER)
+        records += output.add_folder(folder, schemas.MODEL_FOLDER)
     return StageResult(
         records,
         {"steps": total_steps, "rows": n_rows, "rows_seen": total_rows, "final_loss": kept[-1]["mean_loss"]},

@@ -36,7 +36,6 @@ from s2l_ray.stages.runtime import Receipt, map_shards
 
 ROW_GROUP = 4096
 GROUP_BYTES = 64 << 20
-SYNTHETIC_INPUT = "input.jsonl"
 
 
 @dataclass(frozen=True)
@@ -124,9 +123,9 @@ def prepare_examples(
     records: list[FileRecord] = []
     files = config.files
     if config.examples.synthetic is not None:
-        record = output.write_bytes(SYNTHETIC_INPUT, _synthetic_lines(config))
+        record = output.write_bytes(schemas.SYNTHETIC_INPUT, _synthetic_lines(config))
         records.append(record)
-        files = find_inputs(f"{output.uri}/{SYNTHETIC_INPUT}", key="examples.synthetic")
+        files = find_inputs(f"{output.uri}/{schemas.SYNTHETIC_INPUT}", key="examples.synthetic")
     layout = detect_layout(files, config.examples.format, config.examples.columns, key=config.key)
     groups = _groups(files)
     work = ReadFiles(config, layout, output)

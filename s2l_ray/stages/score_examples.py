@@ -20,7 +20,6 @@ from s2l_ray.errors import ArtifactError, DataError
 from s2l_ray.losses import mean_losses, response_loss_module
 from s2l_ray.models import device_and_precision, load_model
 from s2l_ray.stages.runtime import Receipt, limit_threads, map_shards
-from s2l_ray.stages.train_proxy import step_folder
 from s2l_ray.tokens import TokenRows
 
 if TYPE_CHECKING:
@@ -115,7 +114,7 @@ def _loaded(proxy: Artifact, steps: tuple[int, ...], device: "torch.device") -> 
     """Hold the models of some checkpoints: a worker process loads them once for all of its shards."""
     modules = []
     for step in steps:
-        with proxy.local_folder(step_folder(step)) as folder:
+        with proxy.local_folder(schemas.step_folder(step)) as folder:
             modules.append(response_loss_module(load_model(folder).to(device).eval()))
     return modules
 

@@ -32,7 +32,6 @@ from s2l_ray.sampling import (
     random_rank,
     rows_in_budget,
 )
-from s2l_ray.stages.prepare_examples import SYNTHETIC_INPUT
 
 REASONS = {
     "paper": "even share of its cluster",
@@ -177,7 +176,7 @@ def _copy_rows(
     inputs: Inputs, files: tuple[InputFile, ...], ids: NDArray[np.int64], output: StagedOutput
 ) -> list[FileRecord]:
     if not files:
-        files = find_inputs(f"{inputs.examples.uri}/{SYNTHETIC_INPUT}", key="examples.synthetic")
+        files = find_inputs(f"{inputs.examples.uri}/{schemas.SYNTHETIC_INPUT}", key="examples.synthetic")
     by_file: dict[int, list[int]] = {}
     for example_id in ids.tolist():
         index, row = location(example_id)

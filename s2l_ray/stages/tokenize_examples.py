@@ -6,7 +6,6 @@ no loss. Every other row stays.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,7 +16,7 @@ from s2l_ray.config import ResourcesConfig, TokensConfig
 from s2l_ray.errors import ArtifactError, DataError
 from s2l_ray.log import display
 from s2l_ray.stages.runtime import Receipt, map_shards
-from s2l_ray.tokens import NO_RESPONSE, ExampleTokenizer, render, tokens_table
+from s2l_ray.tokens import NO_RESPONSE, opened_tokenizer, render, tokens_table
 
 BATCH_ROWS = 4096
 
@@ -89,13 +88,6 @@ class TokenizeFile:
             note["response_tokens"] += int(pc.sum(table.column("num_response_tokens")).as_py() or 0)
             note["truncated"] += int(pc.sum(table.column("truncated")).as_py() or 0)
             yield table
-
-
-@lru_cache(maxsize=2)
-def opened_tokenizer(tokenizer: Artifact) -> ExampleTokenizer:
-    """Open a tokenizer once per process."""
-    with tokenizer.local_folder("") as folder:
-        return ExampleTokenizer(folder)
 
 
 def tokenize_examples(

@@ -25,11 +25,6 @@ class Inputs:
     tokenizer: Artifact
 
 
-def step_folder(step: int) -> str:
-    """Return the folder of a checkpoint within the artifact."""
-    return f"step={step:06d}"
-
-
 def train_proxy(
     inputs: Inputs, config: ProxySettings, resources: ResourcesConfig, output: StagedOutput, *, seed: int
 ) -> StageResult:
@@ -60,7 +55,7 @@ def train_proxy(
         total_steps=total_steps,
         total_rows=total_rows,
         weights_at=(0, *steps),
-        folder_of=step_folder,
+        folder_of=schemas.step_folder,
         seed=seed,
         resources=resources.train_proxy,
         output=output,

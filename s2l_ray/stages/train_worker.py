@@ -5,7 +5,6 @@ the staged output: weights at the wanted steps, `metrics.jsonl`, and a checkpoin
 """
 
 import json
-import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -16,7 +15,15 @@ import numpy as np
 
 from s2l_ray.artifacts import Artifact, FileRecord, StagedOutput
 from s2l_ray.config import ModelConfig, TrainResources
-from s2l_ray.engines import DeepSpeedEngine, Engine, EngineSettings, TorchEngine, load_progress, save_progress
+from s2l_ray.engines import (
+    DeepSpeedEngine,
+    Engine,
+    EngineSettings,
+    TorchEngine,
+    load_progress,
+    save_progress,
+    use_deterministic_kernels,
+)
 from s2l_ray.models import build_model, device_and_precision, save_model
 from s2l_ray.stages.runtime import publish_progress
 from s2l_ray.tokens import TokenRows
@@ -109,8 +116,7 @@ class _Worker:
         job = self.job
         device, bf16 = device_and_precision(job.model.precision, job.resources.gpus)
         if job.model.deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            torch.use_deterministic_algorithms(True)
+            use_deterministic_kernels()
         summary = job.tokenizer.summary
         model = build_model(
             job.model,

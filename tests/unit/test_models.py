@@ -17,7 +17,6 @@ from s2l_ray.models import (
     load_model,
     pretrained_folder,
     save_model,
-    weights_digest,
 )
 from tests.unit import tiny
 
@@ -114,20 +113,6 @@ def test_save_model_writes_the_given_weights_and_from_pretrained_loads_them(tmp_
             assert (head.data_ptr() == embedding.data_ptr()) == tied
         assert [file.suffix for file in (tmp_path / name).glob("*model*")] == [".safetensors"]
     assert equal(load(tmp_path / "shared").state_dict(), other.state_dict())
-
-
-def test_weights_digest_follows_weights_and_config(folder):
-    first = weights_digest(folder)
-    assert first == weights_digest(folder)
-    (folder / "README.md").write_text("no matter")
-    assert first == weights_digest(folder)
-    settings = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**settings, "rotary_pct": 0.5}))
-    second = weights_digest(folder)
-    weights = load_file(folder / WEIGHTS)
-    next(iter(weights.values())).view(-1)[0] += 1
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    assert len({first, second, weights_digest(folder)}) == 3
 
 
 def test_is_pretrained_by_kind_of_model():
