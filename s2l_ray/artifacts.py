@@ -31,6 +31,7 @@ from s2l_ray.errors import ArtifactError, ConfigError
 MANIFEST = "manifest.json"
 HEARTBEAT = "heartbeat.json"
 SCRATCH = "scratch"
+_CHUNK = 1 << 22
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
 _ATTEMPT = re.compile(r"attempt-[0-9a-f]{12}")
@@ -502,9 +503,22 @@ class StagedOutput:
                 else file.relative_to(folder).as_posix()
             )
             with self.open(path) as sink, file.open("rb") as source:
-                while chunk := source.read(1 << 22):
+                while chunk := source.read(_CHUNK):
                     sink.write(chunk)
             records.append(sink.record(None))
+        return records
+
+    def add_artifact(self, artifact: Artifact, prefix: str) -> list[FileRecord]:
+        """Copy the files that an artifact's manifest names below `prefix`."""
+        records = []
+        for record in artifact.files():
+            with (
+                self.open(f"{prefix}/{record.path}") as sink,
+                artifact.storage.filesystem.open_input_stream(artifact.path(record.path)) as source,
+            ):
+                while chunk := source.read(_CHUNK):
+                    sink.write(chunk)
+            records.append(sink.record(record.rows))
         return records
 
     def keep(self, piece: str, records: list[FileRecord], note: Mapping[str, Any]) -> None:
@@ -642,7 +656,7 @@ def file_digest(filesystem: pafs.FileSystem, path: str) -> str:
 
 def _drain(stream: Any) -> tuple[int, str]:
     digest, size = hashlib.sha256(), 0
-    while chunk := stream.read(1 << 22):
+    while chunk := stream.read(_CHUNK):
         digest.update(chunk)
         size += len(chunk)
     return size, digest.hexdigest()

@@ -82,8 +82,7 @@ def finetune_target(
     if output.finished(DONE) is None:
         train(TrainingRun(train_worker, job, total_steps, "fine-tune target"), output, resources.finetune_target)
     records, kept = kept_files(job)
-    with inputs.tokenizer.local_folder("") as folder:
-        records += output.add_folder(folder, schemas.MODEL_FOLDER)
+    records += output.add_artifact(inputs.tokenizer, schemas.MODEL_FOLDER)
     return StageResult(
         records,
         {"steps": total_steps, "rows": n_rows, "rows_seen": total_rows, "final_loss": kept[-1]["mean_loss"]},
