@@ -181,7 +181,9 @@ class Pipeline:
         times: Counter[str] = Counter()
         for node in self.nodes:
             arms = self.arms.get(node.key)
-            label = f"{node.artifact} [{', '.join(arms)}]" if arms else node.artifact
+            held_out = node.artifact == "tokens" and node.inputs["examples"].artifact == "eval_examples"
+            name = "eval_tokens" if held_out else node.artifact
+            label = f"{name} [{', '.join(arms)}]" if arms else name
             times[label] += 1
             labels[node.key] = label if times[label] == 1 else f"{label} #{times[label]}"
         return labels

@@ -138,6 +138,24 @@ def test_target_loads_as_a_hugging_face_folder(run: Run) -> None:
     assert len(tokenizer) <= model.get_input_embeddings().weight.shape[0]
 
 
+def test_scores_are_means_of_the_predictions_per_skill_and_source(run: Run) -> None:
+    predictions = run.table("scores", "predictions").to_pandas()
+    scores = run.table("scores", "scores.parquet").to_pandas()
+    assert len(predictions) == 40
+    assert set(scores["group_by"]) == {"all", "skill", "source", "macro"}
+    for group_by in ("skill", "source"):
+        for metric in ("loss", "exact_match"):
+            expected = predictions[metric].astype(float).groupby(predictions[group_by])
+            found = scores[(scores["group_by"] == group_by) & (scores["metric"] == metric)].set_index("group")
+            np.testing.assert_allclose(found["value"], expected.mean().loc[found.index], rtol=1e-6)
+            several = found["rows"] > 1
+            np.testing.assert_allclose(
+                found["standard_error"][several], expected.sem().loc[found.index][several], rtol=1e-6
+            )
+            macro = scores[(scores["group_by"] == "macro") & (scores["group"] == group_by)].set_index("metric")
+            assert macro.loc[metric, "value"] == pytest.approx(expected.mean().mean())
+
+
 def test_truth_columns_reach_neither_tokens_nor_trajectories(run: Run) -> None:
     for name, prefix in (("trajectories", "trajectories-"),):
         assert not {"skill", "is_wrong"} & set(run.table(name, prefix).schema.names)
