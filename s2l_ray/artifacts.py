@@ -30,6 +30,7 @@ from s2l_ray.errors import ArtifactError, ConfigError
 
 MANIFEST = "manifest.json"
 HEARTBEAT = "heartbeat.json"
+DISCARDED = "discarded"
 SCRATCH = "scratch"
 _CHUNK = 1 << 22
 HEARTBEAT_SECONDS = 5.0
@@ -311,6 +312,8 @@ class Storage:
         adopter has had the time for a heartbeat of its own.
         """
         for staged in self._attempts(artifact, fingerprint):
+            if staged.read_bytes(DISCARDED) is not None:
+                continue
             beat = staged.heartbeat()
             if beat is not None and _is_alive(beat):
                 return None
@@ -359,6 +362,11 @@ class Artifact:
         return self.storage.path(
             self.manifest.artifact, self.manifest.fingerprint, str(self.manifest.run["attempt"]), path
         )
+
+    def uri_of(self, path: str) -> str:
+        """Return where other programs find a file or folder of the artifact."""
+        place = (self.manifest.artifact, self.manifest.fingerprint, str(self.manifest.run["attempt"]))
+        return self.storage.uri_of(*place, path)
 
     def read_table(self, prefix: str, columns: list[str] | None = None) -> pa.Table:
         """Read all Parquet files whose path starts with `prefix`, in order of path.
@@ -411,7 +419,7 @@ class Artifact:
         import tempfile
 
         with tempfile.TemporaryDirectory(prefix="s2l-") as folder:
-            for record in self.files(prefix.rstrip("/") + "/"):
+            for record in self.files(f"{prefix}/" if prefix else ""):
                 local = Path(folder) / record.path
                 local.parent.mkdir(parents=True, exist_ok=True)
                 pafs.copy_files(
@@ -423,13 +431,17 @@ class Artifact:
             yield Path(folder) / prefix
 
     def damaged_files(self) -> list[str]:
-        """Return the files that are missing or differ from their checksum."""
+        """Return the files that are missing or differ from their checksum.
+
+        Raises:
+            OSError: one cannot be read just now, which says nothing about its bytes.
+        """
         damaged = []
         for record in self.manifest.files:
             try:
                 with self.storage.filesystem.open_input_stream(self.path(record.path)) as stream:
                     size, digest = _drain(stream)
-            except OSError:
+            except FileNotFoundError:
                 damaged.append(record.path)
                 continue
             if (size, digest) != (record.bytes, record.sha256):
@@ -437,7 +449,12 @@ class Artifact:
         return damaged
 
     def discard(self) -> None:
-        """Take the manifest away, so that the artifact does not exist any more and its stage runs again."""
+        """Take the manifest away, so that the artifact does not exist any more and its stage runs again.
+
+        The attempt is marked, so that nobody adopts it: another run may still be reading its good files.
+        """
+        place = (self.manifest.artifact, self.manifest.fingerprint)
+        self.storage.write_bytes(b"", *place, str(self.manifest.run["attempt"]), DISCARDED)
         with suppress(FileNotFoundError):  # another run has seen the same
             self.storage.filesystem.delete_file(
                 self.storage.path(self.manifest.artifact, self.manifest.fingerprint, MANIFEST)
@@ -461,9 +478,15 @@ class StagedOutput:
     @property
     def scratch_uri(self) -> str:
         """A folder of the attempt for what is needed until the commit only."""
-        return f"{self.uri}/{SCRATCH}"
+        return self.storage.uri_of(self.artifact, self.fingerprint, self.attempt, SCRATCH)
+
+    def uri_of(self, path: str) -> str:
+        """Return where other programs find a file of the attempt."""
+        return self.storage.uri_of(self.artifact, self.fingerprint, self.attempt, path)
 
     def _parts(self, path: str) -> tuple[str, ...]:
+        if any(part in ("", ".", "..") for part in path.split("/")):
+            raise ArtifactError(f"{path!r} is no path within an artifact; rename the input file or its source.")
         return (self.artifact, self.fingerprint, self.attempt, path)
 
     @contextmanager
@@ -527,13 +550,17 @@ class StagedOutput:
         self.storage.write_bytes(data, *self._parts(f"{SCRATCH}/receipts/{piece}.json"))
 
     def finished(self, piece: str) -> tuple[list[FileRecord], dict[str, Any]] | None:
-        """Return what `keep` remembered for a piece, or None; a receipt that cannot be read is none."""
+        """Return what `keep` remembered for a piece; None where it cannot be read, or a file is not as it says."""
         data = self.storage.read_bytes(*self._parts(f"{SCRATCH}/receipts/{piece}.json"))
         try:
             raw = json.loads(data or b"")
         except ValueError:
             return None
-        return [FileRecord(**r) for r in raw["records"]], raw["note"]
+        records = [FileRecord(**r) for r in raw["records"]]
+        infos = self.storage.filesystem.get_file_info([self.storage.path(*self._parts(r.path)) for r in records])
+        if any(info.size != record.bytes for info, record in zip(infos, records, strict=True)):
+            return None
+        return records, raw["note"]
 
     def read_bytes(self, path: str) -> bytes | None:
         """Return a file of the attempt, or None."""
@@ -561,7 +588,7 @@ class StagedOutput:
     def alive(self) -> Iterator[None]:
         """Say every few seconds that this process is at work here. Advisory: it saves work and guards nothing."""
         stop = threading.Event()
-        beat = {"host": _host(), "pid": os.getpid(), "nonce": uuid.uuid4().hex}
+        beat = {"host": _host(), "pid": os.getpid(), "started": _started(os.getpid()), "nonce": uuid.uuid4().hex}
 
         def say(**now: float) -> None:
             # A storage that fails for good fails the stage itself, with a better message than ours.
@@ -569,11 +596,10 @@ class StagedOutput:
                 self.storage.write_bytes(json.dumps({**beat, **now}).encode(), *self._parts(HEARTBEAT))
 
         def beats() -> None:
-            while True:
+            while not stop.wait(HEARTBEAT_SECONDS):
                 say(time=time.time())
-                if stop.wait(HEARTBEAT_SECONDS):
-                    return
 
+        say(time=time.time())
         thread = threading.Thread(target=beats, name=f"heartbeat-{self.artifact}", daemon=True)
         thread.start()
         try:
@@ -667,7 +693,11 @@ def _host() -> str:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         boot = ""
-    return f"{socket.gethostname()}/{boot}"
+    try:
+        namespace = str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        namespace = ""
+    return f"{socket.gethostname()}/{boot}/{namespace}"
 
 
 def _claim_of(staged: StagedOutput, beat: Mapping[str, Any] | None) -> tuple[str, ...]:
@@ -676,14 +706,22 @@ def _claim_of(staged: StagedOutput, beat: Mapping[str, Any] | None) -> tuple[str
 
 
 def _is_alive(beat: Mapping[str, Any]) -> bool:
-    if time.time() - beat["time"] > STALE_SECONDS:
-        return False
     if beat["host"] != _host():
-        return True
+        return bool(time.time() - beat["time"] <= STALE_SECONDS)
+    # On the same host the process itself tells, and a laptop that slept for an hour has not died of it.
     try:
         os.kill(beat["pid"], 0)
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True
-    return True
+    started = _started(beat["pid"])
+    return bool(beat["time"] > 0 and beat.get("started", started) == started)
+
+
+def _started(pid: int) -> str:
+    """Return when a process started [clock ticks since boot], so that a number used again is not taken for it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""

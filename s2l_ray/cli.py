@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import threading
+import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,12 +34,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of our output has gone; nothing is left to say.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
-    if code and any(thread.name.startswith(STAGE_THREAD) for thread in threading.enumerate()):
-        # Other stages are still at work in Ray and cannot be called back; with this process Ray ends them, and what
-        # they had finished is there for the same command to go on from.
-        sys.stderr.flush()
-        os._exit(code)
+    except BaseException:
+        # A fault, or the machine: the traceback is what helps.
+        if _stages_are_at_work():
+            traceback.print_exc()
+            _end_process(1)
+        raise
+    if code and _stages_are_at_work():
+        _end_process(code)
     return code
+
+
+def _stages_are_at_work() -> bool:
+    return any(thread.name.startswith(STAGE_THREAD) for thread in threading.enumerate())
+
+
+def _end_process(code: int) -> None:
+    """End without waiting for stages at work in Ray, which cannot be called back.
+
+    Ray ends them with this process; what they had finished is there for the same command to go on from.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _parser() -> argparse.ArgumentParser:

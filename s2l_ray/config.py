@@ -218,6 +218,12 @@ class ClusterConfig(Section):
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
     """Seed of the start; derived from the root seed unless set."""
 
+    @model_validator(mode="after")
+    def _start_has_rows(self) -> "ClusterConfig":
+        if self.n_clusters > self.init_rows:
+            raise ValueError(f"n_clusters {self.n_clusters} needs at least as many init_rows, found {self.init_rows}")
+        return self
+
 
 class SelectConfig(Section):
     """Which rows become the subset."""
@@ -319,8 +325,6 @@ class ResourcesConfig(Section):
 
     address: str | None = None
     """Ray cluster to join; null: `RAY_ADDRESS` where set, else a local Ray."""
-    wait_seconds: float = Field(600, gt=0)
-    """How long to wait for nodes that the cluster does not have yet."""
     prepare_examples: PoolResources = PoolResources()
     tokenize_examples: PoolResources = PoolResources()
     train_proxy: TrainResources = TrainResources()

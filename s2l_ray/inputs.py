@@ -37,6 +37,7 @@ _EXTENSIONS: dict[str, FileFormat] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".j
 _HEAD_BYTES = 64 * 2**10
 _BUFFER_BYTES = 2**20
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_PLAIN_NAME = re.compile(r"\w[\w .-]*")
 _WILDCARD = re.compile(r"[*?\[]")
 _JSON_START = re.compile(rb'\{\s*["}]|\[\s*[\]{]')
 """What an unknown extension must begin with to be taken for JSON: a README that starts with a link is none."""
@@ -101,6 +102,22 @@ def find_inputs(
     if empty and on_warning:
         on_warning(f"{key}: {len(empty)} of {len(files)} files are empty (0 bytes): {listed(empty)}.")
     return tuple(replace(file, index=index) for index, file in enumerate(files))
+
+
+def check_unchanged(file: InputFile) -> None:
+    """Refuse a file that is not the one that was found: its rows would no longer be those that were chosen.
+
+    Raises:
+        DataError: size or time of change differ, or it is gone.
+    """
+    filesystem, path = _filesystem(file.path)
+    info = filesystem.get_file_info(path)
+    modified_ns = info.mtime_ns or 0
+    if info.type != pafs.FileType.File or info.size != file.bytes or modified_ns != file.modified_ns:
+        raise DataError(
+            f"{shown(file.name)} has changed since the run began. Leave the input as it is while a run goes on, and "
+            "run the same command again."
+        )
 
 
 def open_input(path: str) -> BinaryIO:
@@ -358,7 +375,7 @@ def _unique_names(found: list[list[InputFile]]) -> list[list[InputFile]]:
     if len({file.name for group in found for file in group}) == sum(map(len, found)):
         return found
     sources = [group[0].source for group in found]
-    by_source = len(set(sources)) == len(sources)
+    by_source = len(set(sources)) == len(sources) and all(s is None or _PLAIN_NAME.fullmatch(s) for s in sources)
     labels = [str(s) if by_source and s is not None else f"entry-{i}" for i, s in enumerate(sources)]
     return [
         [replace(file, name=f"{label}/{file.name}") for file in group]

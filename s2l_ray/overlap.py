@@ -39,11 +39,15 @@ def count_overlap(training: Iterable[PromptKeys], held_out: Sequence[PromptKeys]
     Returns:
         `rows` held-out rows, `exact` and `digit_blind` rows among them that occur; the second includes the first.
     """
+    # Only what is asked for is remembered: the training data may be thousands of times larger.
+    wanted_exact, wanted_blind = {keys.exact for keys in held_out}, {keys.digit_blind for keys in held_out}
     exact: set[int] = set()
     blind: set[int] = set()
     for keys in training:
-        exact.add(keys.exact)
-        blind.add(keys.digit_blind)
+        if keys.exact in wanted_exact:
+            exact.add(keys.exact)
+        if keys.digit_blind in wanted_blind:
+            blind.add(keys.digit_blind)
     return {
         "rows": len(held_out),
         "exact": sum(keys.exact in exact for keys in held_out),

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from s2l_ray import schemas
 from s2l_ray.artifacts import Artifact, Storage, hash_of
@@ -28,7 +28,7 @@ from s2l_ray.config import (
     derive_seed,
 )
 from s2l_ray.digests import DigestCache, OutsideFile, model_files
-from s2l_ray.errors import ConfigError
+from s2l_ray.errors import ConfigError, DataError
 from s2l_ray.inputs import InputFile, find_inputs
 from s2l_ray.models import pinned, pretrained_folder
 
@@ -46,6 +46,8 @@ STAGES = {
 }
 """The stages in order, each with its code epoch: raised by hand when a stage's bytes change for equal settings."""
 
+
+ModelT = TypeVar("ModelT", bound=ModelConfig)
 
 CLUSTERED = ("paper", "official")
 """The selectors that need clusters of trajectories."""
@@ -231,17 +233,15 @@ def build_pipeline(experiment: Experiment) -> Pipeline:
     compared: dict[str, Node] = {}
     checks: dict[str, list[Check]] = {}
     for arm, given in experiment.arms.items():
-        config = given.model_copy(update={"proxy": pinned(given.proxy), "target": pinned(given.target)})
+        config = _settled(given)
         for path, key in ((config.examples.path, "examples.path"), (config.evaluate.path, "evaluate.path")):
             if path is not None and path not in files:
                 files[path] = find_inputs(path, key=key)
         for name, node in _arm_nodes(config, files).items():
             nodes.setdefault(node.key, node)
             arms_of.setdefault(node.key, {})[arm] = None
-            if name in ("subset", "scores"):
+            if name in ("examples", "subset", "scores"):
                 compared[f"{name}/{arm}"] = node
-            elif name == "examples":
-                compared.setdefault(name, node)
             if name in ("examples", "proxy_tokens"):
                 checks.setdefault(node.key, []).append(Check(config))
     comparison = Node(
@@ -259,6 +259,24 @@ def build_pipeline(experiment: Experiment) -> Pipeline:
     )
 
 
+def check_rejected(examples: ExamplesConfig, rows_rejected: int, rows_in: int) -> None:
+    """Refuse more bad rows than the config allows.
+
+    Raises:
+        DataError: any, where `on_bad_row` is `error`; else a larger share than `max_rejected`.
+    """
+    if rows_rejected and examples.on_bad_row == "error":
+        raise DataError(
+            f"{rows_rejected} of {rows_in} rows are bad and were set aside by an earlier run; this one has "
+            "`examples.on_bad_row: error`. Mend the data, or set `reject`."
+        )
+    if rows_rejected > examples.max_rejected * rows_in:
+        raise DataError(
+            f"{rows_rejected} of {rows_in} rows are bad, more than examples.max_rejected = "
+            f"{examples.max_rejected:g} allows. Mend the data, or raise the limit."
+        )
+
+
 @dataclass(frozen=True)
 class Check:
     """What one arm needs of the rows, said as soon as they are counted and not after hours of training."""
@@ -272,6 +290,8 @@ class Check:
             ConfigError: a number does not fit the rows, or rows lack the source that the config divides them by.
         """
         if artifact.manifest.artifact == "examples":
+            # The rows that are kept are the same for every tolerance; they may come from a run that had a greater one.
+            check_rejected(self.config.examples, artifact.summary["rows_rejected"], artifact.summary["rows_in"])
             self._check_sources(artifact.summary["rows_per_source"])
         else:
             self._check_numbers(artifact.summary["rows_kept"])
@@ -295,6 +315,26 @@ class Check:
         budget = parse_budget(select.budget)
         if select.method != "full" and budget.kind != "tokens":
             rows_in_budget(budget, n_rows)
+
+
+def _settled(config: Config) -> Config:
+    """Replace what is left open, so that a fingerprint says what is computed: hub commits, and `precision: auto`."""
+    resources = config.resources
+
+    def precision(asked: str, gpus: float) -> str:
+        return asked if asked != "auto" else "bf16" if gpus else "fp32"
+
+    def settle(model: ModelT, gpus: float) -> ModelT:
+        return pinned(model).model_copy(update={"precision": precision(model.precision, gpus)})
+
+    scoring = {"precision": precision(config.score.precision, resources.score_examples.gpus)}
+    return config.model_copy(
+        update={
+            "proxy": settle(config.proxy, resources.train_proxy.gpus),
+            "target": settle(config.target, resources.finetune_target.gpus),
+            "score": config.score.model_copy(update=scoring),
+        }
+    )
 
 
 def fetch_models(experiment: Experiment) -> None:
@@ -329,6 +369,8 @@ def _arm_nodes(config: Config, files: Mapping[Any, tuple[InputFile, ...]]) -> di
         settings=_settings(config.select, without=("seed",)),
         inputs=selecting,
         seed=config.select.seed or 0,
+        # The rows are copied whole from the input, and not every column of it has gone into the examples.
+        outside=examples.outside,
     )
     nodes["target"] = Node(
         artifact="target",
@@ -437,7 +479,7 @@ def _eval_examples_node(config: Config, files: Mapping[Any, tuple[InputFile, ...
 def _tokenizer_node(config: Config, key: str, model: ModelConfig, examples: Node) -> Node:
     pretrained = isinstance(model.model, str)
     # Two fresh models share one tokenizer; a pretrained one brings its own, whatever `tokens` says of training.
-    settings = {} if pretrained else _settings(config.tokens, without=("template",))
+    settings = {} if pretrained else _settings(config.tokens)
     return Node(
         artifact="tokenizer",
         stage="prepare_tokenizer",

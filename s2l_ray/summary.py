@@ -63,7 +63,7 @@ class RunSummary:
             for node, found in self._artifacts():
                 if node.artifact == artifact:
                     part = "rows" if artifact == "subset" else "model"
-                    display.say(f"{self.pipeline.label(node)}: {found.uri}/{part}")
+                    display.say(f"{self.pipeline.label(node)}: {found.uri_of(part)}")
         if not self.result.ran:
             display.say(f"nothing to do: everything was there ({duration(self.result.seconds)})")
         else:

@@ -292,6 +292,8 @@ class TokenRows:
         Raises:
             ArtifactError: an id is not among the rows.
         """
+        if np.array_equal(example_id_M, self.example_id_N):
+            return self
         missing = example_id_M[~np.isin(example_id_M, self.example_id_N)]
         if len(missing):
             raise ArtifactError(f"{len(missing)} examples have no tokens, the first is {missing[0]}. Run `s2l gc`.")

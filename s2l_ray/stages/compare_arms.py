@@ -7,6 +7,7 @@ several seeds).
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
@@ -19,27 +20,27 @@ from s2l_ray.scoring import Mean, tail_groups, weighted_mean
 
 @dataclass(frozen=True)
 class Inputs:
-    """The pool's examples, and of every arm its subset and scores."""
+    """Of every arm its examples, its subset and its scores."""
 
-    examples: Artifact
-    arms: Mapping[str, tuple[Artifact, Artifact]]
+    arms: Mapping[str, tuple[Artifact, Artifact, Artifact]]
 
     @classmethod
     def from_named(cls, named: Mapping[str, Artifact]) -> "Inputs":
-        """Take `subset/ARM` and `scores/ARM` apart."""
+        """Take `examples/ARM`, `subset/ARM` and `scores/ARM` apart."""
         arms = [name.partition("/")[2] for name in named if name.startswith("subset/")]
-        return cls(named["examples"], {arm: (named[f"subset/{arm}"], named[f"scores/{arm}"]) for arm in arms})
+        kinds = ("examples", "subset", "scores")
+        return cls(
+            {arm: (named[f"{kinds[0]}/{arm}"], named[f"{kinds[1]}/{arm}"], named[f"{kinds[2]}/{arm}"]) for arm in arms}
+        )
 
 
 def compare_arms(
     inputs: Inputs, config: None, resources: ResourcesConfig, output: StagedOutput, *, seed: int
 ) -> StageResult:
     """Put the arms side by side."""
-    examples = inputs.examples.read_table("examples-", ["example_id", "source", "skill", "is_wrong"])
-    labels = {row["example_id"]: row for row in examples.to_pylist()} if _has_labels(examples) else {}
     rows = []
-    for arm, (subset, scores) in inputs.arms.items():
-        for metric, mean in _metrics(subset, scores, labels):
+    for arm, (examples, subset, scores) in inputs.arms.items():
+        for metric, mean in _metrics(subset, scores, _labels(examples)):
             low, high = mean.interval
             rows.append({"arm": arm, "metric": metric, "value": mean.value, "low": low, "high": high})
     table = pa.Table.from_pylist(rows, schema=schemas.ARMS)
@@ -47,8 +48,12 @@ def compare_arms(
     return StageResult([record], {"arms": list(inputs.arms)})
 
 
-def _has_labels(examples: pa.Table) -> bool:
-    return any(examples.column(name).null_count < len(examples) for name in ("skill", "is_wrong"))
+@lru_cache(maxsize=1)
+def _labels(examples: Artifact) -> Mapping[int, Mapping[str, Any]]:
+    table = examples.read_table("examples-", ["example_id", "source", "skill", "is_wrong"])
+    if all(table.column(name).null_count == len(table) for name in ("skill", "is_wrong")):
+        return {}
+    return {row["example_id"]: row for row in table.to_pylist()}
 
 
 def _metrics(subset: Artifact, scores: Artifact, labels: Mapping[int, Mapping[str, Any]]) -> Iterator[tuple[str, Mean]]:

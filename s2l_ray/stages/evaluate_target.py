@@ -12,6 +12,7 @@ from s2l_ray import schemas
 from s2l_ray.answers import generate_greedily, is_exact_match, prompts_and_answers
 from s2l_ray.artifacts import Artifact, FileRecord, StagedOutput, StageResult
 from s2l_ray.config import PoolResources, ResourcesConfig
+from s2l_ray.errors import DataError
 from s2l_ray.losses import mean_losses, response_loss_module
 from s2l_ray.models import device_and_precision, load_model
 from s2l_ray.plan import EvaluateSettings
@@ -67,14 +68,20 @@ class JudgeShard:
     def __call__(self, shard: IdRange) -> Receipt:
         """Write one part of the predictions."""
         limit_threads(self.pool.threads)
-        table = self.inputs.eval_tokens.read_table("tokens-", list(TokenRows.COLUMNS))
-        rows = TokenRows.from_table(table).take(np.asarray(shard.ids, np.int64))
+        rows = _token_rows(self.inputs.eval_tokens).take(np.asarray(shard.ids, np.int64))
         device, bf16 = device_and_precision(self.config.precision, self.pool.gpus)
         model = _loaded(self.inputs.target, device)
         evaluate = self.config.evaluate
         pad_id = self.inputs.tokenizer.summary["pad_id"]
         module = response_loss_module(model)
         loss_N = mean_losses(module, rows, batch_tokens=evaluate.batch_tokens, pad_id=pad_id, device=device, bf16=bf16)
+        if not np.isfinite(loss_N).all():
+            bad = [i for i, loss in zip(shard.ids, loss_N, strict=True) if not np.isfinite(loss)][:5]
+            raise DataError(
+                f"the target's loss on held-out examples {bad} is no number. Lower target.learning_rate, or set "
+                "`target.precision: fp32`.",
+                bad,
+            )
         predictions: Sequence[str | None] = [None] * len(rows)
         matches: Sequence[bool | None] = [None] * len(rows)
         if "exact_match" in evaluate.metrics:
@@ -105,6 +112,11 @@ class JudgeShard:
         predictions = [tokenizer.decode(ids) for ids in generated]
         expected = [tokenizer.decode(ids.tolist()) for ids in answers]
         return predictions, [is_exact_match(p, e) for p, e in zip(predictions, expected, strict=True)]
+
+
+@lru_cache(maxsize=1)
+def _token_rows(tokens: Artifact) -> TokenRows:
+    return TokenRows.from_table(tokens.read_table("tokens-", list(TokenRows.COLUMNS)))
 
 
 @lru_cache(maxsize=1)

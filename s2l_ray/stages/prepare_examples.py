@@ -5,6 +5,7 @@ hash-held-out split, checked before the commit. The embedded corpus is written a
 and read like any other file.
 """
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -27,14 +28,16 @@ from s2l_ray.examples import (
     held_out,
     read_examples,
 )
-from s2l_ray.inputs import InputFile, find_inputs, listed
+from s2l_ray.inputs import InputFile, check_unchanged, find_inputs, listed
 from s2l_ray.layouts import Layout, detect_layout
 from s2l_ray.log import display
 from s2l_ray.overlap import PromptKeys, count_overlap, prompt_keys
-from s2l_ray.plan import PrepareSettings
+from s2l_ray.plan import PrepareSettings, check_rejected
 from s2l_ray.stages.runtime import Receipt, map_shards
 
 ROW_GROUP = 4096
+PART_GROUPS = 16
+"""Row groups per file: what later stages read at once, however large an input file is."""
 GROUP_BYTES = 64 << 20
 
 
@@ -69,13 +72,17 @@ class ReadFiles:
     def __call__(self, group: FileGroup) -> Receipt:
         """Write `examples-*` and, to be merged, rejected rows; the note counts rows and holds warnings."""
         tally = _Tally()
-        record = self.output.write_parquet(
-            f"examples-{group.piece}.parquet", self._tables(group, tally), schemas.EXAMPLES
-        )
+        tables = self._tables(group, tally)
+        records: list[FileRecord] = []
+        while part := list(itertools.islice(tables, PART_GROUPS)):
+            path = f"examples-{group.piece}-{len(records):05d}.parquet"
+            records.append(self.output.write_parquet(path, part, schemas.EXAMPLES))
+        for file in group.files:
+            check_unchanged(file)
         if tally.rejected:
             self.output.write_bytes(_rejected_path(group), json.dumps(tally.rejected).encode())
         note = {"rows_in": tally.rows_in, "rows_other": tally.rows_other, "rows_rejected": len(tally.rejected)}
-        return [record], {**note, "sources": dict(tally.sources), "warnings": tally.warnings[:20]}
+        return records, {**note, "sources": dict(tally.sources), "warnings": tally.warnings[:20]}
 
     def _tables(self, group: FileGroup, tally: "_Tally") -> Iterator[pa.Table]:
         kept: list[Example] = []
@@ -125,7 +132,7 @@ def prepare_examples(
     if config.examples.synthetic is not None:
         record = output.write_bytes(schemas.SYNTHETIC_INPUT, _synthetic_lines(config))
         records.append(record)
-        files = find_inputs(f"{output.uri}/{schemas.SYNTHETIC_INPUT}", key="examples.synthetic")
+        files = find_inputs(output.uri_of(schemas.SYNTHETIC_INPUT), key="examples.synthetic")
     layout = detect_layout(files, config.examples.format, config.examples.columns, key=config.key)
     groups = _groups(files)
     work = ReadFiles(config, layout, output)
@@ -186,11 +193,7 @@ def _account(config: PrepareSettings, receipts: list[Receipt], rows_rejected: in
             f"{rows_in} rows in, but {rows_kept} kept + {rows_rejected} rejected + {rows_other} on the other side. "
             "A row was lost; this is a fault of the program, please report it."
         )
-    if rows_rejected > config.examples.max_rejected * rows_in:
-        raise DataError(
-            f"{rows_rejected} of {rows_in} rows are bad, more than examples.max_rejected = "
-            f"{config.examples.max_rejected:g} allows. Mend the data, or raise the limit."
-        )
+    check_rejected(config.examples, rows_rejected, rows_in)
     if rows_kept == 0:
         raise DataError(f"{config.key}: no row is left of {rows_in}. Expected at least one usable row.")
     sources: Counter[str] = sum((Counter(note["sources"]) for note in notes), Counter())

@@ -34,15 +34,18 @@ def quieten() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def connect(resources: ResourcesConfig) -> None:
+def connect(resources: ResourcesConfig) -> bool:
     """Join the cluster that config or `RAY_ADDRESS` names, else start a local Ray; a Ray that is there is used.
+
+    Returns:
+        Whether it is ours to leave with `disconnect`.
 
     Raises:
         ConfigError: the cluster cannot be reached, or cannot hold what the config asks for.
     """
     if ray.is_initialized():
         check_capacity(resources)
-        return
+        return False
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING", "0")
     address = resources.address or os.environ.get("RAY_ADDRESS")
@@ -64,6 +67,7 @@ def connect(resources: ResourcesConfig) -> None:
             "Check `resources.address` and RAY_ADDRESS, or unset both to run locally."
         ) from error
     check_capacity(resources)
+    return True
 
 
 def disconnect() -> None:
@@ -281,10 +285,16 @@ def train(run: TrainingRun, output: StagedOutput, resources: TrainResources) -> 
         try:
             trainer.fit()
         except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
+            _raise_failure(output)
+            last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
             raise StageFailed(
-                f"{run.label}: the training workers failed ({str(error).strip().splitlines()[-1]}). "
-                "The same command goes on from the last checkpoint; with S2L_VERBOSE=1 it shows their output."
+                f"{run.label}: the training workers failed ({last}). The same command goes on from the last "
+                "checkpoint; with S2L_VERBOSE=1 it shows their output."
             ) from error
+    _raise_failure(output)
+
+
+def _raise_failure(output: StagedOutput) -> None:
     failure = output.read_bytes(FAILURE)
     if failure is not None:
         raise decode_error(json.loads(failure))
@@ -298,12 +308,16 @@ def _training_worker(config: dict[str, Any]) -> None:
 
     torch.set_num_threads(config["threads"])
     run: TrainingRun = config["run"]
+    output: StagedOutput = config["output"]
+    if output.read_bytes(FAILURE) is not None:
+        return  # Ray Train tries again after any failure; an error of ours would only come again.
     try:
         run.function(run.job)
     except S2LError as error:
-        # Ray Train would count it as a failure of the machine and try again.
-        if ray.train.get_context().get_world_rank() == 0:
-            config["output"].write_bytes(FAILURE, json.dumps(encode_error(error)).encode())
+        output.write_bytes(FAILURE, json.dumps(encode_error(error)).encode())
+        # Other workers wait for this one in a collective operation; its death is what ends them.
+        if ray.train.get_context().get_world_size() > 1:
+            raise
 
 
 def publish_progress(output: StagedOutput, step: int, note: str) -> None:
@@ -334,4 +348,5 @@ def _shown_progress(run: TrainingRun, output: StagedOutput) -> Iterator[None]:
         finally:
             stop.set()
             thread.join()
-            internal_kv._internal_kv_del(f"s2l/{output.attempt}")
+            if ray.is_initialized():
+                internal_kv._internal_kv_del(f"s2l/{output.attempt}")

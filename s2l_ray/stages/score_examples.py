@@ -70,6 +70,8 @@ class ScoreShard:
     def _modules(self, device: "torch.device") -> "Iterator[torch.nn.Module]":
         at_once = self.config.checkpoints_per_pass or len(self._steps)
         for start in range(0, len(self._steps), at_once):
+            if at_once < len(self._steps):
+                _loaded.cache_clear()  # before the next ones come, or two passes would be in memory at once
             yield from _loaded(self.inputs.proxy, self._steps[start : start + at_once], device)
 
     def __call__(self, shard: RowRange) -> Receipt:

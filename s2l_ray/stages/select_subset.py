@@ -16,7 +16,7 @@ from s2l_ray.artifacts import Artifact, FileRecord, StagedOutput, StageResult
 from s2l_ray.config import ResourcesConfig, SelectConfig
 from s2l_ray.errors import DataError
 from s2l_ray.examples import location
-from s2l_ray.inputs import InputFile, find_inputs
+from s2l_ray.inputs import InputFile, check_unchanged, find_inputs
 from s2l_ray.log import display
 from s2l_ray.plan import SelectSettings
 from s2l_ray.raw_rows import copy_rows
@@ -100,16 +100,18 @@ def select_subset(
         },
         schema=schemas.SUBSET,
     )
-    records = [output.write_parquet("subset.parquet", [table], schemas.SUBSET)]
+    pool_facts = {"rows_pool": len(order), "target_response_tokens_pool": int(pool.response_tokens_N.sum())}
+    # In the file as well, so that the digest, and all that depends on it, follows the pool.
+    schema = schemas.SUBSET.with_metadata({name: str(value) for name, value in pool_facts.items()})
+    records = [output.write_parquet("subset.parquet", [table.cast(schema)], schema)]
     records += _copy_rows(inputs, config.files, pool.example_id_N[chosen], output)
     return StageResult(
         records,
         {
             "rows": len(chosen),
-            "rows_pool": len(order),
+            **pool_facts,
             "target_tokens": int(pool.target_tokens_N[chosen].sum()),
             "target_response_tokens": int(pool.response_tokens_N[chosen].sum()),
-            "target_response_tokens_pool": int(pool.response_tokens_N.sum()),
             "rows_per_source": _counts(pool.source_N[chosen]),
         },
     )
@@ -176,7 +178,7 @@ def _copy_rows(
     inputs: Inputs, files: tuple[InputFile, ...], ids: NDArray[np.int64], output: StagedOutput
 ) -> list[FileRecord]:
     if not files:
-        files = find_inputs(f"{inputs.examples.uri}/{schemas.SYNTHETIC_INPUT}", key="examples.synthetic")
+        files = find_inputs(inputs.examples.uri_of(schemas.SYNTHETIC_INPUT), key="examples.synthetic")
     by_file: dict[int, list[int]] = {}
     for example_id in ids.tolist():
         index, row = location(example_id)
@@ -184,8 +186,10 @@ def _copy_rows(
     records = []
     with display.progress("copy selected rows", len(ids), "rows") as progress:
         for index, rows in sorted(by_file.items()):
+            check_unchanged(files[index])
             with output.open(f"rows/{files[index].name}") as sink:
                 copied = copy_rows(files[index], rows, cast(BinaryIO, sink))
+            check_unchanged(files[index])
             records.append(sink.record(copied))
             progress.advance(len(rows))
     return records

@@ -378,7 +378,8 @@ def abandon_dead(output: StagedOutput) -> None:
 
 
 def abandon_stale(output: StagedOutput) -> None:
-    heartbeat(output, time=time.time() - 2 * STALE_SECONDS)
+    # On another host only the clock tells; on this one the process itself does.
+    heartbeat(output, host="elsewhere", time=time.time() - 2 * STALE_SECONDS)
 
 
 def abandon_unborn(output: StagedOutput) -> None:
@@ -447,12 +448,44 @@ def test_heartbeat_repeats_while_the_block_runs(storage, monkeypatch):
 
 def test_finished_returns_what_was_kept(storage):
     output = begin(storage)
-    records = [FileRecord("a", 1, 2, "x"), FileRecord("b", 3, None, "y")]
+    records = [output.write_bytes("a", b"1", 2), output.write_bytes("b", b"345")]
     assert output.finished("shard-1") is None
     output.keep("shard-1", records, {"rows": 5, "é": [1]})
     adopted = StagedOutput(storage, "clusters", FINGERPRINT, output.attempt)
     assert adopted.finished("shard-1") == (records, {"rows": 5, "é": [1]})
     assert adopted.finished("shard-2") is None
+
+
+def test_finished_with_a_file_of_another_size_means_not_finished(storage):
+    output = begin(storage)
+    output.keep("shard-1", [output.write_bytes("a", b"whole")], {})
+    Path(storage.path(*output._parts("a"))).write_bytes(b"wh")
+    assert output.finished("shard-1") is None
+
+
+def test_begin_of_a_run_that_slept_on_this_host_leaves_it_alone(storage):
+    heartbeat(begin(storage), time=time.time() - 100 * STALE_SECONDS)
+    assert storage.begin("clusters", FINGERPRINT) is None
+
+
+def test_begin_with_the_pid_of_another_process_adopts(storage):
+    output = begin(storage)
+    heartbeat(output, started="1")
+    assert storage.begin("clusters", FINGERPRINT) == output
+
+
+def test_begin_after_discard_never_adopts_the_discarded_attempt(storage):
+    committed = commit(begin(storage))
+    committed.discard()
+    fresh = storage.begin("clusters", FINGERPRINT)
+    assert fresh is not None
+    assert fresh.attempt != committed.manifest.run["attempt"]
+
+
+@pytest.mark.parametrize("path", ["../x", "a/../b", "/x", "a//b", ""])
+def test_open_outside_the_attempt_is_refused(storage, path):
+    with pytest.raises(ArtifactError, match="no path"):
+        begin(storage).write_bytes(path, b"x")
 
 
 @pytest.mark.parametrize("data", [b"", b'{"records": [', b"\x00\x00"])

@@ -270,6 +270,7 @@ def test_find_mixture_carries_sources_and_sorts_over_all_entries(tmp_path):
         (("math", "code"), ["code/rows.jsonl", "math/rows.jsonl"]),
         (("math", "math"), ["entry-0/rows.jsonl", "entry-1/rows.jsonl"]),
         ((None, "code"), ["code/rows.jsonl", "entry-0/rows.jsonl"]),
+        (("../../out", "a/b"), ["entry-0/rows.jsonl", "entry-1/rows.jsonl"]),
     ],
 )
 def test_find_mixture_with_equal_file_names_makes_them_unique(tmp_path, sources, expected):

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import s2l_ray
 from s2l_ray.artifacts import Artifact, Manifest, Storage
 from s2l_ray.config import Config, Experiment, load_experiment, parse_experiment, parse_yaml
 from s2l_ray.digests import DigestCache
-from s2l_ray.errors import ConfigError, S2LError
+from s2l_ray.errors import ConfigError, DataError, S2LError
 from s2l_ray.plan import STAGES, Check, Node, Pipeline, build_pipeline, examine
 
 ROOT = Path(s2l_ray.__file__).parent.parent
@@ -140,7 +141,7 @@ EVERYTHING = {"examples", "eval_examples", "tokenizer", "tokens"} | AFTER_PROXY
         ("proxy.checkpoints=3", AFTER_PROXY),
         ("score.batch_tokens=99", AFTER_SCORING),
         ("score.shard_rows=99", AFTER_SCORING),
-        ("score.precision=fp32", AFTER_SCORING),
+        ("score.precision=bf16", AFTER_SCORING),
         ("cluster.n_clusters=5", AFTER_CLUSTERS),
         ("cluster.max_iter=5", AFTER_CLUSTERS),
         ("cluster.stratify_by=source", AFTER_CLUSTERS),
@@ -149,12 +150,12 @@ EVERYTHING = {"examples", "eval_examples", "tokenizer", "tokens"} | AFTER_PROXY
         ("select.method=official", AFTER_CLUSTERS),
         ("target.learning_rate=1e-3", {"target", "scores", "comparison"}),
         ("target.match=steps", {"target", "scores", "comparison"}),
-        ("target.precision=fp32", {"target", "scores", "comparison"}),
+        ("target.precision=bf16", {"target", "scores", "comparison"}),
         ("evaluate.metrics=[exact_match]", {"scores", "comparison"}),
         ("evaluate.max_rows=5", {"scores", "comparison"}),
         ("tokens.max_tokens=64", EVERYTHING - {"examples", "eval_examples"}),
         ("tokens.vocab_size=64", EVERYTHING - {"examples", "eval_examples"}),
-        ("tokens.template=plain", EVERYTHING - {"examples", "eval_examples", "tokenizer"}),
+        ("tokens.template=plain", EVERYTHING - {"examples", "eval_examples"}),
         ("examples.synthetic.rows=10", EVERYTHING),
     ],
 )
@@ -186,7 +187,7 @@ def test_setting_every_key_but_where_it_runs_changes_something():
             elif key == "model":
                 value = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
             elif key == "precision":
-                value = "fp32"
+                value = "bf16"
             elif key == "revision":
                 value = "0" * 40
             elif isinstance(current, bool) or leaf.annotation is bool:
@@ -436,6 +437,7 @@ def test_examine_of_an_input_not_hashed_yet_says_so(storage, tmp_path):
 
 
 ROWS = {"examples": {"path": "rows.jsonl"}}
+CLEAN = {"rows_in": 8, "rows_rejected": 0}
 
 
 def check_of(artifact: str, summary: dict, **sections):
@@ -453,8 +455,8 @@ def check_of(artifact: str, summary: dict, **sections):
 )
 def test_check_rows_without_a_source_where_it_is_needed_are_refused(sections):
     with pytest.raises(ConfigError, match=r"3 rows have none.*examples\.columns"):
-        check_of("examples", {"rows_per_source": {"": 3, "a": 5}}, **sections)
-    check_of("examples", {"rows_per_source": {"a": 5}}, **sections)
+        check_of("examples", {**CLEAN, "rows_per_source": {"": 3, "a": 5}}, **sections)
+    check_of("examples", {**CLEAN, "rows_per_source": {"a": 5}}, **sections)
 
 
 @pytest.mark.parametrize(
@@ -480,3 +482,17 @@ def test_check_numbers_above_the_rows_are_refused(sections, word):
 )
 def test_check_numbers_that_fit_pass(sections):
     check_of("tokens", {"rows_kept": 40}, **sections)
+
+
+@pytest.mark.parametrize(
+    ("examples", "refused"),
+    [
+        ({"on_bad_row": "error"}, True),
+        ({"on_bad_row": "reject", "max_rejected": 0.1}, True),
+        ({"on_bad_row": "reject", "max_rejected": 0.5}, False),
+    ],
+)
+def test_check_rows_that_an_earlier_run_rejected_count_against_this_ones_tolerance(examples, refused):
+    summary = {"rows_in": 8, "rows_rejected": 2, "rows_per_source": {"a": 6}}
+    with pytest.raises(DataError) if refused else nullcontext():
+        check_of("examples", summary, examples={"path": "rows.jsonl", **examples})
