@@ -819,3 +819,18 @@ def test_manifest_keys_are_the_contract(storage):
     assert list(raw) == ["artifact", "fingerprint", "config", "inputs", "files", "summary", "run"]
     assert list(raw["files"][0]) == ["path", "bytes", "rows", "sha256"]
     assert raw["files"][0] == asdict(FileRecord("a.txt", 5, None, hashlib.sha256(b"hello").hexdigest()))
+
+
+@pytest.mark.parametrize("prefix", ["", "step=000005"])
+def test_local_folder_of_a_remote_storage_holds_what_the_manifest_names(tmp_path, prefix):
+    # A file:// URI given past `Storage.at` goes the way of any remote file system.
+    storage = Storage(f"file://{tmp_path}/storage")
+    assert not storage.is_local
+    (tmp_path / "storage" / "clusters" / FINGERPRINT / "attempt-000000000000").mkdir(parents=True)
+    output = StagedOutput(storage, "clusters", FINGERPRINT, "attempt-000000000000")
+    (tmp_path / "storage" / "clusters" / FINGERPRINT / output.attempt / "step=000005").mkdir()
+    records = [output.write_bytes("top", b"1"), output.write_bytes("step=000005/inner", b"2")]
+    artifact = output.commit(records, config={}, inputs={}, summary={}, run={})
+    with artifact.local_folder(prefix) as folder:
+        found = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    assert found == (["step=000005/inner", "top"] if not prefix else ["inner"])
