@@ -156,6 +156,10 @@ class Plan:
         """Return this worker's batches of a step (None: nothing to do) and the response tokens of the global batch."""
         positions = self.order.global_batch(step)
         tokens = int(self.rows.num_response_tokens_N[positions].sum())
+        # Which examples make up the step is settled; within it, examples of like length share a forward pass, so that
+        # little is padded and workers have equal shares.
+        lengths = self.rows.token_offset[positions + 1] - self.rows.token_offset[positions]
+        positions = positions[np.argsort(-lengths, kind="stable")]
         batches = [self.rows.batch(part, self.pad_id) if len(part) else None for part in self.share.cut(positions)]
         return batches, tokens
 

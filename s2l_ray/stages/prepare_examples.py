@@ -31,7 +31,7 @@ from s2l_ray.examples import (
 from s2l_ray.inputs import InputFile, check_unchanged, find_inputs, listed
 from s2l_ray.layouts import Layout, detect_layout
 from s2l_ray.log import display
-from s2l_ray.overlap import PromptKeys, count_overlap, prompt_keys
+from s2l_ray.overlap import NGRAM_WORDS, PromptKeys, count_overlap, prompt_keys
 from s2l_ray.plan import PrepareSettings, check_rejected
 from s2l_ray.stages.runtime import Receipt, map_shards
 
@@ -227,10 +227,11 @@ def _overlap(examples: Artifact, output: StagedOutput, receipts: list[Receipt]) 
         keys for record in examples.files("examples-") for keys in _keys(examples.read_rows(record, columns=["turns"]))
     )
     overlap = count_overlap(training, held)
-    if overlap["digit_blind"]:
+    if overlap["ngram"]:
         display.warn(
-            f"{overlap['exact']} of {overlap['rows']} held-out prompts stand in the training data word for word, "
-            f"{overlap['digit_blind']} up to their digits; scores on them say little"
+            f"of {overlap['rows']} held-out prompts {overlap['exact']} stand in the training data word for word, "
+            f"{overlap['digit_blind']} up to their numbers, and {overlap['ngram']} share {NGRAM_WORDS} words in a row "
+            "with it; scores on them say little"
         )
     return overlap
 

@@ -1,5 +1,6 @@
 """Overlap of held-out and training prompts: what counts as the same question."""
 
+import json
 import os
 import subprocess
 import sys
@@ -74,7 +75,7 @@ def test_keys_do_not_depend_on_the_process():
 def test_count_says_how_many_held_out_rows_occur():
     training = [keys("What is 2 + 2?"), keys("Name a colour.")]
     held_out = [keys("what is 2 + 2?"), keys("What is 5 + 7?"), keys("Name a bird."), keys("Name a colour.")]
-    assert count_overlap(training, held_out) == {"rows": 4, "exact": 2, "digit_blind": 3}
+    assert count_overlap(training, held_out) == {"rows": 4, "exact": 2, "digit_blind": 3, "ngram": 3}
 
 
 def test_count_of_a_repeated_held_out_row_counts_each():
@@ -82,8 +83,8 @@ def test_count_of_a_repeated_held_out_row_counts_each():
 
 
 def test_count_of_nothing_is_nothing():
-    assert count_overlap([], [keys("q")]) == {"rows": 1, "exact": 0, "digit_blind": 0}
-    assert count_overlap(iter([keys("q")]), []) == {"rows": 0, "exact": 0, "digit_blind": 0}
+    assert count_overlap([], [keys("q")]) == {"rows": 1, "exact": 0, "digit_blind": 0, "ngram": 0}
+    assert count_overlap(iter([keys("q")]), []) == {"rows": 0, "exact": 0, "digit_blind": 0, "ngram": 0}
 
 
 prompts = st.lists(st.text("ab12 .", min_size=1, max_size=5), max_size=8)
@@ -96,3 +97,26 @@ def test_exact_is_never_more_than_digit_blind(training, held_out):
     assert 0 <= found["exact"] <= found["digit_blind"] <= found["rows"] == len(held_out)
     whole = count_overlap(map(keys, [*training, *held_out]), [keys(p) for p in held_out])
     assert whole["exact"] == len(held_out)
+
+
+LONG = "a robe takes 2 bolts of blue fiber and half that much white fiber how many bolts in total does it take"
+
+
+def test_count_finds_a_question_with_other_numbers_and_a_sentence_added():
+    training = [keys(LONG.replace("2", "2287720") + " ? Write a Python program.")]
+    assert count_overlap(training, [keys(LONG + "?")]) == {"rows": 1, "exact": 0, "digit_blind": 0, "ngram": 1}
+
+
+def test_count_of_twelve_words_in_a_row_is_no_overlap():
+    shared = " ".join(LONG.split()[:12])
+    assert count_overlap([keys(shared + " x y z")], [keys(shared + " u v w")])["ngram"] == 0
+
+
+def test_count_on_real_data_finds_the_repeated_test_questions(data_folder):
+    def prompts(name, column):
+        lines = (data_folder / name).read_text(encoding="utf-8").split("\n")
+        return [keys(json.loads(line)[column]) for line in lines if line]
+
+    overlap = count_overlap(prompts("math_train.jsonl", "instruction"), prompts("eval_gsm8k.jsonl", "question"))
+    assert overlap["exact"] == 0
+    assert overlap["ngram"] >= 1245
