@@ -4,6 +4,7 @@ Later stages read text with this folder alone, so that they need neither the mod
 """
 
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,9 @@ from s2l_ray.log import Task, display
 from s2l_ray.models import check_length, pretrained_folder
 from s2l_ray.plan import TokenizerSettings
 from s2l_ray.tokens import ExampleTokenizer, render, save_tokenizer, train_tokenizer
+
+_one_at_a_time = threading.Lock()
+"""Stages are threads of one process, and transformers' lazy modules break when two threads import at once."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,8 @@ def prepare_tokenizer(
     with tempfile.TemporaryDirectory(prefix="s2l-") as temporary:
         folder = Path(temporary)
         if inputs.examples is None:
-            _take_over(config, folder)
+            with _one_at_a_time:
+                _take_over(config, folder)
         else:
             kind = config.tokens.tokenizer
             with display.progress("train tokenizer", inputs.examples.summary["rows_kept"], "rows") as progress:
