@@ -66,6 +66,11 @@ def connect(resources: ResourcesConfig) -> bool:
             f"no Ray cluster answers at {address or 'this machine'}: {error}. "
             "Check `resources.address` and RAY_ADDRESS, or unset both to run locally."
         ) from error
+    except Exception as error:
+        # The bare class is what Ray raises where its processes do not come up in time, as on a machine under load.
+        raise StageFailed(
+            f"Ray did not start: {error} Run the same command again when the machine is less busy."
+        ) from error
     check_capacity(resources)
     return True
 
