@@ -30,7 +30,7 @@ from s2l_ray.config import (
 from s2l_ray.digests import DigestCache, OutsideFile, model_files
 from s2l_ray.errors import ConfigError, DataError
 from s2l_ray.inputs import InputFile, find_inputs
-from s2l_ray.models import pinned, pretrained_folder
+from s2l_ray.models import is_pretrained, pinned, pretrained_folder
 
 STAGES = {
     "prepare_examples": 1,
@@ -477,7 +477,7 @@ def _eval_examples_node(config: Config, files: Mapping[Any, tuple[InputFile, ...
 
 
 def _tokenizer_node(config: Config, key: str, model: ModelConfig, examples: Node) -> Node:
-    pretrained = isinstance(model.model, str)
+    pretrained = is_pretrained(model)
     # Two fresh models share one tokenizer; a pretrained one brings its own, whatever `tokens` says of training.
     settings = {} if pretrained else _settings(config.tokens)
     return Node(

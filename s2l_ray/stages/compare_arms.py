@@ -28,10 +28,7 @@ class Inputs:
     def from_named(cls, named: Mapping[str, Artifact]) -> "Inputs":
         """Take `examples/ARM`, `subset/ARM` and `scores/ARM` apart."""
         arms = [name.partition("/")[2] for name in named if name.startswith("subset/")]
-        kinds = ("examples", "subset", "scores")
-        return cls(
-            {arm: (named[f"{kinds[0]}/{arm}"], named[f"{kinds[1]}/{arm}"], named[f"{kinds[2]}/{arm}"]) for arm in arms}
-        )
+        return cls({arm: (named[f"examples/{arm}"], named[f"subset/{arm}"], named[f"scores/{arm}"]) for arm in arms})
 
 
 def compare_arms(

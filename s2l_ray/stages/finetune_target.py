@@ -9,8 +9,7 @@ from s2l_ray import schemas
 from s2l_ray.artifacts import Artifact, StagedOutput, StageResult
 from s2l_ray.config import ResourcesConfig
 from s2l_ray.plan import TargetSettings
-from s2l_ray.stages.runtime import TrainingRun, train
-from s2l_ray.stages.train_worker import DONE, TrainJob, kept_files, train_worker
+from s2l_ray.stages.train_worker import TrainJob, run_job
 from s2l_ray.training import matched_rows, steps_for
 
 
@@ -79,9 +78,7 @@ def finetune_target(
         resources=resources.finetune_target,
         output=output,
     )
-    if output.finished(DONE) is None:
-        train(TrainingRun(train_worker, job, total_steps, "fine-tune target"), output, resources.finetune_target)
-    records, kept = kept_files(job)
+    records, kept = run_job(job, "fine-tune target")
     records += output.add_artifact(inputs.tokenizer, schemas.MODEL_FOLDER)
     return StageResult(
         records,

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from s2l_ray.artifacts import Artifact, StagedOutput, Storage
@@ -148,9 +147,8 @@ class Runner:
         module = importlib.import_module(f"s2l_ray.stages.{node.stage}")
         make_inputs = getattr(module.Inputs, "from_named", lambda named: module.Inputs(**named))
         started = time.monotonic()
-        with ExitStack() as stack:
-            stack.enter_context(display.labelled(self._pipeline.arms.get(node.key, ())))
-            stage = getattr(module, node.stage)
+        stage = getattr(module, node.stage)
+        with display.labelled(self._pipeline.arms.get(node.key, ())):
             result = stage(make_inputs(inputs), node.config, self._resources, output, seed=node.seed)
         demand = getattr(self._resources, node.stage, None)
         return output.commit(

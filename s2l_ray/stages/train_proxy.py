@@ -12,8 +12,7 @@ from s2l_ray.artifacts import Artifact, StagedOutput, StageResult
 from s2l_ray.config import ResourcesConfig
 from s2l_ray.log import display
 from s2l_ray.plan import ProxySettings
-from s2l_ray.stages.runtime import TrainingRun, train
-from s2l_ray.stages.train_worker import DONE, TrainJob, kept_files, train_worker
+from s2l_ray.stages.train_worker import TrainJob, run_job
 from s2l_ray.training import checkpoint_steps, rows_for, steps_for
 
 
@@ -60,9 +59,7 @@ def train_proxy(
         resources=resources.train_proxy,
         output=output,
     )
-    if output.finished(DONE) is None:
-        train(TrainingRun(train_worker, job, total_steps, "train proxy"), output, resources.train_proxy)
-    records, kept = kept_files(job)
+    records, kept = run_job(job, "train proxy")
     by_step = {stop["step"]: stop for stop in kept}
     first = {"step": 0, "epoch": 0.0, "learning_rate": 0.0, "mean_loss": None}
     rows = [

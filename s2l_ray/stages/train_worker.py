@@ -25,7 +25,7 @@ from s2l_ray.engines import (
     use_deterministic_kernels,
 )
 from s2l_ray.models import build_model, device_and_precision, save_model
-from s2l_ray.stages.runtime import publish_progress
+from s2l_ray.stages.runtime import TrainingRun, publish_progress, train
 from s2l_ray.tokens import TokenRows
 from s2l_ray.training import BatchOrder, Plan, Position, Schedule, Share, StepReport, pauses, train_loop
 
@@ -188,8 +188,10 @@ class _Worker:
         self.job.output.keep(DONE, [record], {"kept": self.kept})
 
 
-def kept_files(job: TrainJob) -> tuple[list[FileRecord], list[dict[str, Any]]]:
-    """Return the files of a finished run and its reports at the kept steps."""
+def run_job(job: TrainJob, label: str) -> tuple[list[FileRecord], list[dict[str, Any]]]:
+    """Train, unless an earlier attempt has; return the files of the run and its reports at the kept steps."""
+    if job.output.finished(DONE) is None:
+        train(TrainingRun(train_worker, job, job.total_steps, label), job.output, job.resources)
     finished = job.output.finished(DONE)
     assert finished is not None
     records, note = finished
