@@ -171,6 +171,48 @@ def score_rank(score_N: npt.NDArray[Any], draw_N: IntArray, tie_N: IntArray) -> 
     return rank_by(-score_N.astype(np.float64), draw_N, tie_N)
 
 
+ScoredMethod = Literal["longest", "least_confidence", "middle_perplexity", "high_learnability", "curriculum"]
+
+
+def selection_score(
+    method: ScoredMethod,
+    *,
+    loss_initial_N: npt.NDArray[Any],
+    loss_last_N: npt.NDArray[Any],
+    response_tokens_N: IntArray,
+) -> npt.NDArray[np.float64]:
+    """Return what a scoring selector ranks by, highest first.
+
+    Args:
+        method: `longest`, the most response tokens; `least_confidence`, the highest loss after training;
+            `middle_perplexity`, the perplexity after training closest to its median; `high_learnability`, the
+            largest drop of the loss over training; `curriculum`, the lowest loss after training, easy to hard.
+        loss_initial_N: loss of the proxy before training [nats/token]; `longest` reads no losses.
+        loss_last_N: loss at the last checkpoint [nats/token].
+        response_tokens_N: response tokens of each row.
+
+    Returns:
+        float64 [N].
+
+    Source:
+        The baselines of Yang et al. 2024 (arXiv 2403.07384), section 5; `longest`: Zhao et al. 2024
+        (arXiv 2402.04833).
+    """
+    last_N = loss_last_N.astype(np.float64)
+    match method:
+        case "longest":
+            return response_tokens_N.astype(np.float64)
+        case "least_confidence":
+            return last_N
+        case "middle_perplexity":
+            perplexity_N = np.exp(last_N)
+            return -np.abs(perplexity_N - np.median(perplexity_N))
+        case "high_learnability":
+            return loss_initial_N.astype(np.float64) - last_N
+        case "curriculum":
+            return -last_N
+
+
 def cluster_keys(stratum_N: Labels, cluster_id_N: IntArray) -> npt.NDArray[np.int64]:
     """Number the pairs (stratum, cluster_id), since cluster ids start at 0 in every stratum.
 

@@ -546,3 +546,38 @@ def test_rows_in_budget_of_tokens_nothing_fits_says_why():
 def test_rows_in_budget_of_tokens_without_them_is_a_bug_of_the_caller():
     with pytest.raises(ValueError, match="tokens of every row"):
         sampling.rows_in_budget(Budget("tokens", 3), 3)
+
+
+@pytest.mark.parametrize(
+    ("method", "order"),
+    [
+        # Losses before 5, 5, 6, 4, 9 and after 1, 3, 2, 0.5, 1.5; response tokens 3, 9, 4, 7, 1.
+        ("longest", [1, 3, 2, 0, 4]),
+        ("least_confidence", [1, 2, 4, 0, 3]),
+        # Perplexities 2.72, 20.1, 7.39, 1.65, 4.48; distances from the median 1.76, 15.6, 2.91, 2.83, 0.
+        ("middle_perplexity", [4, 0, 3, 2, 1]),
+        # Drops 4, 2, 4, 3.5, 7.5; the equal ones by their draws.
+        ("high_learnability", [4, 0, 2, 3, 1]),
+        ("curriculum", [3, 0, 4, 2, 1]),
+    ],
+)
+def test_selection_score_ranks_five_rows_as_worked_by_hand(method, order):
+    score_N = sampling.selection_score(
+        method,
+        loss_initial_N=np.array([5.0, 5.0, 6.0, 4.0, 9.0]),
+        loss_last_N=np.array([1.0, 3.0, 2.0, 0.5, 1.5]),
+        response_tokens_N=np.array([3, 9, 4, 7, 1]),
+    )
+    rank_N = sampling.score_rank(score_N, np.arange(5, dtype=np.uint64), np.arange(5))
+    assert sampling.order_of(rank_N).tolist() == order
+
+
+def test_middle_perplexity_takes_the_median_of_perplexities_not_of_losses():
+    score_N = sampling.selection_score(
+        "middle_perplexity",
+        loss_initial_N=np.zeros(4),
+        loss_last_N=np.array([0.0, 1.0, 3.0, 2.2]),
+        response_tokens_N=np.ones(4, int),
+    )
+    # Perplexities 1, 2.718, 20.09, 9.025; median 5.872.
+    assert score_N == pytest.approx([-4.8716, -3.1533, -14.2139, -3.1533], abs=1e-3)
