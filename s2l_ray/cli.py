@@ -9,8 +9,8 @@ import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from s2l_ray.config import Experiment, load_experiment
 from s2l_ray.errors import S2LError
+from s2l_ray.experiment import Experiment, load_experiment
 from s2l_ray.log import STAGE_THREAD, display, without_user_info
 
 INTERRUPTED = 130
@@ -97,9 +97,9 @@ def _load(options: argparse.Namespace) -> Experiment:
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from s2l_ray.artifacts import Storage
     from s2l_ray.digests import DigestCache
     from s2l_ray.plan import build_pipeline, examine
+    from s2l_ray.storage import Storage
 
     experiment = _load(options)
     storage = Storage.at(experiment.shared.storage)
@@ -123,9 +123,9 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from s2l_ray.artifacts import Storage
     from s2l_ray.plan import build_pipeline, fetch_models
     from s2l_ray.stages.run import Runner
+    from s2l_ray.storage import Storage
 
     experiment = _load(options)
     storage = Storage.at(experiment.shared.storage)
@@ -161,17 +161,18 @@ def _inspect(options: argparse.Namespace) -> None:
 
 
 def _gc(options: argparse.Namespace) -> None:
-    from s2l_ray.artifacts import Storage
+    from s2l_ray.attempts import orphans
+    from s2l_ray.storage import Storage
 
     storage = Storage.at(options.storage)
-    orphans = storage.orphans()
-    for orphan in orphans:
+    found = orphans(storage)
+    for orphan in found:
         display.say(f"{'would remove' if options.dry_run else 'removing'} {storage.uri_of(*orphan)}")
         if not options.dry_run:
             storage.delete_folder(*orphan)
     if options.json:
-        _print_json({"removed": ["/".join(o) for o in orphans], "dry_run": options.dry_run})
-    display.say(f"{len(orphans)} abandoned folder{'s' if len(orphans) != 1 else ''}")
+        _print_json({"removed": ["/".join(o) for o in found], "dry_run": options.dry_run})
+    display.say(f"{len(found)} abandoned folder{'s' if len(found) != 1 else ''}")
 
 
 def _print_json(data: Mapping[str, Any]) -> None:

@@ -1,44 +1,29 @@
-"""The config: one sparse YAML per experiment, every default on its field, unknown keys refused.
+"""The config: every section with its defaults, each on its field and nowhere else; unknown keys are refused.
 
-`load_experiment` reads a file and `--set` lines into an `Experiment`; its arms are `Config`s that share
-what precedes their first difference. Seeds that are not set derive from the root `seed`, so that a stage's
+Seeds that are not set derive from the root `seed`, so that a stage's
 settings hold only its own seed. Sections that say *where* a thing runs (`resources`, `storage`) never reach
 a fingerprint.
 """
 
-import difflib
 import hashlib
-import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
-from pydantic_core import ErrorDetails
 
 from s2l_ray.errors import ConfigError
-
-MAIN_ARM = "main"
 
 MAX_SEED = 2**63 - 1
 """What torch and numpy both take."""
 SEEDED = ("proxy", "cluster", "select", "target")
 """The sections with a seed of their own."""
-SHARED = ("storage", "resources")
-"""What all arms have in common: one run has one storage and one Ray."""
-MAX_SHOWN = 120
-"""Characters of a wrong value in a message."""
 
 
 class Section(BaseModel):
@@ -208,15 +193,30 @@ class ClusterConfig(Section):
     """k-means on the trajectories."""
 
     n_clusters: int = Field(100, ge=1)
-    """Clusters per stratum (K)."""
+    """Clusters (K), per stratum or over all of them as `n_clusters_per` says."""
+    n_clusters_per: Literal["stratum", "pool"] = "stratum"
+    """`pool` shares K over the strata in proportion to the square roots of their sizes."""
     max_iter: int = Field(20, ge=1)
     """Lloyd iterations at most."""
     stratify_by: Literal["source"] | None = None
     """Cluster each value of this column on its own."""
+    features: Literal["loss", "hidden_state"] = "loss"
+    """What is clustered: trajectories, or the proxy's hidden states after training."""
+    window: Literal["all", "early", "middle", "late"] | int = "all"
+    """Checkpoints of the trajectory that are clustered: all, a third of them, or every n-th (the last included)."""
+    guard: float | None = Field(None, gt=0)
+    """Set rows aside whose last loss is at least this share of their first, and copies of equal rows."""
     init_rows: int = Field(65_536, ge=1)
     """Rows on which the start is chosen: those of lowest draw hash."""
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
     """Seed of the start; derived from the root seed unless set."""
+
+    @field_validator("window")
+    @classmethod
+    def _window_steps_forward(cls, value: str | int) -> str | int:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("expected all, early, middle, late, or n >= 1 for every n-th checkpoint")
+        return value
 
     @model_validator(mode="after")
     def _start_has_rows(self) -> "ClusterConfig":
@@ -225,15 +225,34 @@ class ClusterConfig(Section):
         return self
 
 
+Method = Literal[
+    "paper",
+    "official",
+    "guarded",
+    "random",
+    "random_per_source",
+    "full",
+    "longest",
+    "least_confidence",
+    "middle_perplexity",
+    "high_learnability",
+    "curriculum",
+    "facility_location",
+    "embedding_kmeans",
+]
+"""The selectors; `sampling` says what each does."""
+
+
 class SelectConfig(Section):
     """Which rows become the subset."""
 
-    method: Literal["paper", "official", "random", "random_per_source", "full"] = "paper"
-    """`paper` is Algorithm 1; `official` the rule of the authors' code, over clusters within each source."""
+    method: Method = "paper"
+    """`paper` is Algorithm 1; `official` the rule of the authors' code, over clusters within each source; `guarded`
+    sets `cluster.guard`, clusters each source and takes square-root quotas, each unless set otherwise."""
     budget: int | float | str = 0.1
     """int: rows; float up to 1: fraction of the kept rows; or "10%", "5k", "2M tokens"."""
-    quota_exponent: float = Field(0.0, ge=0, le=1)
-    """0: an even share per cluster; 1: proportional to size."""
+    quota_exponent: float | None = Field(None, ge=0, le=1)
+    """0: an even share per cluster; 1: proportional to size. Unless set: 0.5 for `guarded`, else 0."""
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
     """Seed of the draw within a cluster; derived from the root seed unless set."""
 
@@ -297,6 +316,9 @@ class TrainResources(Section):
     """GPUs per worker."""
     threads: int = Field(1, ge=1)
     """Torch threads per worker."""
+    launcher: Literal["gang", "task"] = "gang"
+    """`gang`: workers that Ray Train starts together. `task`: one plain Ray task, seconds quicker to start, which
+    begins anew when it is killed; for `target.engine: torch` and one worker."""
     max_failures: int = Field(3, ge=0)
     """Restarts of the worker group after a dead worker."""
     checkpoint_every: int | None = Field(None, ge=1)
@@ -363,273 +385,44 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _official_is_stratified(self) -> "Config":
-        if self.select.method == "official" and self.cluster.stratify_by != "source":
-            cluster = self.cluster.model_copy(update={"stratify_by": "source"})
-            object.__setattr__(self, "cluster", cluster)
+    def _method_decides(self) -> "Config":
+        """Give the sections what the selector stands for, where the file does not say otherwise."""
+        cluster, select, target = self.cluster, self.select, self.target
+
+        def unset(section: Section, **defaults: Any) -> dict[str, Any]:
+            return {name: value for name, value in defaults.items() if name not in section.model_fields_set}
+
+        match select.method:
+            case "official":
+                cluster = cluster.model_copy(update={"stratify_by": "source"})
+            case "guarded":
+                from s2l_ray.guard import THRESHOLD
+
+                implied = unset(cluster, guard=THRESHOLD, stratify_by="source", n_clusters_per="pool")
+                cluster = cluster.model_copy(update=implied)
+                select = select.model_copy(update=unset(select, quota_exponent=0.5))
+            case "embedding_kmeans":
+                cluster = cluster.model_copy(update={"features": "hidden_state"})
+            case "curriculum":
+                target = target.model_copy(update=unset(target, order="rank"))
+        if select.quota_exponent is None:
+            select = select.model_copy(update={"quota_exponent": 0.0})
+        for name, section in (("cluster", cluster), ("select", select), ("target", target)):
+            object.__setattr__(self, name, section)
         return self
 
-
-@dataclass(frozen=True)
-class Experiment:
-    """A config file as read: its arms, each a complete `Config`, and the sparse text they came from."""
-
-    name: str
-    arms: Mapping[str, Config]
-    sparse: Mapping[str, Any]
-
-    @property
-    def shared(self) -> Config:
-        """What all arms have in common for storage and resources: the first arm."""
-        return next(iter(self.arms.values()))
+    @model_validator(mode="after")
+    def _task_trains_alone(self) -> "Config":
+        for name, engine in (("train_proxy", "torch"), ("finetune_target", self.target.engine)):
+            asked = getattr(self.resources, name)
+            if asked.launcher == "task" and (asked.workers > 1 or engine != "torch"):
+                raise ValueError(
+                    f"resources.{name}.launcher: task trains with one worker and the torch engine, found "
+                    f"{asked.workers} workers and {engine}; set target.engine: torch and workers: 1, or launcher: gang"
+                )
+        return self
 
 
 def derive_seed(root: int, name: str) -> int:
     """Return a 31-bit seed that depends on the root seed and a name only."""
     return int.from_bytes(hashlib.sha256(f"{root}/{name}".encode()).digest()[:4], "big") >> 1
-
-
-def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Experiment:
-    """Read a YAML file, apply `--set` lines, and return its arms.
-
-    Args:
-        path: the YAML file.
-        overrides: lines `dotted.path=value`; a value is read as a YAML scalar, list or mapping.
-
-    Raises:
-        ConfigError: the file, a key or a value is not what it must be.
-    """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the config {path}: {error}. Give the path of a UTF-8 YAML file.") from error
-    return parse_experiment(parse_yaml(text, origin=str(path)), overrides or [], origin=str(path), name=path.stem)
-
-
-def parse_experiment(data: Any, overrides: list[str], *, origin: str, name: str) -> Experiment:
-    """Turn a parsed mapping and `--set` lines into an `Experiment`; see `load_experiment`."""
-    if not isinstance(data, dict):
-        raise ConfigError(f"{origin}: found {_kind(data)}, expected a mapping of sections such as `examples:`.")
-    data = dict(data)
-    arms = data.pop("arms", None)
-    if "sweep" in data and data.pop("sweep"):
-        raise ConfigError(f"{origin}: `sweep` is not run by this version; remove it or leave it empty.")
-    if arms is not None and (not isinstance(arms, dict) or not all(isinstance(a, dict) for a in arms.values())):
-        raise ConfigError(f"{origin}: `arms` must map a name to overrides, e.g. `random: {{select.method: random}}`.")
-    set_paths = []
-    for line in overrides:
-        dotted, value = parse_override(line)
-        if dotted.partition(".")[0] in ("arms", "sweep"):
-            raise ConfigError(
-                f"--set {line!r}: found `arms` or `sweep`, expected a value of a section. Write them in {origin}; "
-                "to run one variant alone, set its own paths, e.g. `--set select.method=random`."
-            )
-        set_paths.append(dotted)
-        data = override(data, dotted, value)
-    for arm, changes in (arms or {}).items():
-        _check_arm(arm, changes, origin)
-    clash = any(_overlap(s, str(p)) for s in set_paths for arm in (arms or {}).values() for p in arm)
-    if not arms or clash:
-        arms = {MAIN_ARM: {}}
-    configs = {}
-    for arm, changes in arms.items():
-        arm_data = data
-        for dotted, value in changes.items():
-            arm_data = override(arm_data, str(dotted), value)
-        where = origin if arm == MAIN_ARM else f"{origin} (arm {arm})"
-        configs[str(arm)] = _validate(arm_data, where)
-    return Experiment(name=name, arms=configs, sparse=data | {"arms": arms})
-
-
-def _check_arm(arm: Any, changes: Mapping[Any, Any], origin: str) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", str(arm)):
-        raise ConfigError(f"{origin}: arm name {arm!r}: expected letters, digits, `_` or `-`, 40 at most.")
-    for dotted, value in changes.items():
-        if str(dotted).partition(".")[0] in SHARED:
-            raise ConfigError(
-                f"{origin} (arm {arm}): found `{dotted}`, which all arms share. Set it outside `arms`, or with `--set`."
-            )
-        if isinstance(value, Mapping) and dotted in Config.model_fields:
-            # It would replace the section, and silently drop what the file sets there for all arms.
-            first = next(iter(value), "...")
-            raise ConfigError(
-                f"{origin} (arm {arm}): found the whole section `{dotted}`, expected dotted keys. "
-                f"Write `{dotted}.{first}: ...`."
-            )
-
-
-def override(data: Mapping[str, Any], dotted: str, value: Any) -> dict[str, Any]:
-    """Return a copy of `data` with the value at a dotted path replaced; missing sections are made.
-
-    Raises:
-        ConfigError: the path is empty or runs through something that is not a section.
-    """
-    head, _, rest = dotted.partition(".")
-    if not head or (not rest and dotted.endswith(".")):
-        raise ConfigError(f"override path {dotted!r}: expected names joined by dots, e.g. `cluster.n_clusters`.")
-    result = dict(data)
-    if not rest:
-        result[head] = value
-        return result
-    section = result.get(head)
-    if section is not None and not isinstance(section, Mapping):
-        raise ConfigError(f"override path {dotted!r}: `{head}` is {_kind(section)}, not a section.")
-    result[head] = override(section or {}, rest, value)
-    return result
-
-
-def parse_override(line: str) -> tuple[str, Any]:
-    """Split a `--set` line into its path and its value.
-
-    Raises:
-        ConfigError: there is no `=`, or the value is not YAML.
-    """
-    dotted, equals, text = line.partition("=")
-    if not equals or not dotted.strip():
-        raise ConfigError(f"--set {line!r}: expected `path=value`, e.g. `--set cluster.n_clusters=200`.")
-    return dotted.strip(), parse_yaml(text, origin=f"--set {line}")
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML as people mean it: `1e-4` is a number, `no` is a word, a key stands once; no aliases, no tags."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()  # type: ignore[no-untyped-call]
-        found = None
-        if isinstance(event, yaml.events.AliasEvent) or event.anchor is not None:
-            found = "an alias" if isinstance(event, yaml.events.AliasEvent) else "an anchor"
-        elif event.tag not in (None, "!"):
-            found = f"the tag {event.tag}"
-        if found:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"found {found}, expected plain values", event.start_mark
-            )
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not text", key_node.start_mark)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_NUMBER = re.compile(
-    r"[-+]?(?:\d[\d_]*\.?\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
-)
-_StrictLoader.yaml_implicit_resolvers = {
-    first: [
-        (tag, pattern)
-        for tag, pattern in resolvers
-        if tag.rpartition(":")[2] not in ("bool", "int", "float", "timestamp")
-    ]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:int", re.compile(r"[-+]?(?:0|[1-9][\d_]*)$"), list("-+0123456789")
-)
-_StrictLoader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+.0123456789"))
-
-
-def parse_yaml(text: str, *, origin: str) -> Any:
-    """Parse YAML with the strict loader.
-
-    Raises:
-        ConfigError: not YAML, a repeated key, an alias, an anchor, or a tag.
-    """
-    try:
-        return yaml.load(text, Loader=_StrictLoader)
-    except RecursionError as error:
-        raise ConfigError(f"{origin}: lists or mappings are nested too deep. Expected plain YAML.") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: an integer of thousands of digits
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error)
-        raise ConfigError(f"{origin}{line}: {problem}. Expected plain YAML; mend that line.") from error
-
-
-def _validate(data: Mapping[str, Any], origin: str) -> Config:
-    try:
-        config = Config.model_validate(data)
-    except ValidationError as error:
-        details = error.errors()
-        # A mapping or list was not meant as the text that the key may also hold.
-        meant = [d for d in details if d["type"] != "string_type" or not isinstance(d["input"], Mapping | list)]
-        lines = [f"{origin}: {_explain(detail)}" for detail in meant or details]
-        raise ConfigError("\n".join(dict.fromkeys(lines))) from error
-    _check_finite(config.model_dump(), origin)
-    return config
-
-
-def _check_finite(value: Any, origin: str, dotted: str = "") -> None:
-    if isinstance(value, Mapping):
-        for key, child in value.items():
-            _check_finite(child, origin, f"{dotted}.{key}".lstrip("."))
-    elif isinstance(value, list | tuple):
-        for index, child in enumerate(value):
-            _check_finite(child, origin, f"{dotted}.{index}")
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{origin}: `{dotted}`: found {value}, expected a finite number.")
-
-
-_BRANCH = re.compile(r"(?:FreshModel|str|int|float)$|tuple\[|function-")
-"""Where pydantic names the type that it tried instead of a key."""
-
-
-def _explain(detail: ErrorDetails) -> str:
-    path = [str(part) for part in detail["loc"] if not _BRANCH.match(str(part))]
-    dotted = ".".join(path)
-    if detail["type"] == "extra_forbidden":
-        known = _known_keys(path[:-1])
-        near = difflib.get_close_matches(path[-1], known, n=1)
-        hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(sorted(known))}."
-        return f"unknown key `{dotted}`; {hint}"
-    if detail["type"] == "missing":
-        in_list = any(isinstance(part, int) for part in detail["loc"])
-        advice = "" if in_list else f" or with `--set {dotted}=...`"
-        return f"`{dotted}` is missing; set it in the file{advice}."
-    message = detail["msg"].removeprefix("Value error, ")
-    found = detail["input"]
-    shown = "" if isinstance(found, Mapping | BaseModel) else f"found {_shown(found)}; "
-    return f"`{dotted}`: {shown}{message[0].lower()}{message[1:].rstrip('.')}."
-
-
-def _known_keys(path: list[str]) -> list[str]:
-    model: type[Section] | None = Config
-    for name in path:
-        if model is None:
-            return []
-        if name.isdigit():
-            continue
-        field = model.model_fields.get(name)
-        model = _section_in(field.annotation) if field else None
-    keys = list(model.model_fields) if model else []
-    return [*keys, "arms", "sweep"] if model is Config else keys
-
-
-def _section_in(annotation: Any) -> type[Section] | None:
-    """Return the section that a field holds, be it one of several types or inside a list."""
-    if arguments := get_args(annotation):
-        return next((found for argument in arguments if (found := _section_in(argument))), None)
-    return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
-
-
-def _overlap(one: str, other: str) -> bool:
-    return one == other or one.startswith(f"{other}.") or other.startswith(f"{one}.")
-
-
-def _kind(value: Any) -> str:
-    return "nothing" if value is None else f"a value of type {type(value).__name__}"

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pyarrow.fs as pafs
 
-from s2l_ray.artifacts import Storage, file_digest, hash_of
+from s2l_ray.artifacts import hash_of
 from s2l_ray.errors import DataError
+from s2l_ray.storage import Storage, file_digest
 
 CACHE = "input-digests.json"
 MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py")

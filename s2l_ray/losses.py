@@ -1,10 +1,11 @@
-"""Per-example loss without the logits of prompt tokens.
+"""Per-example loss without the logits of prompt tokens, and per-example hidden states.
 
 The head of a language model costs as much per position as it has vocabulary; only positions that predict a
 response token need it. Right padding needs no attention mask: in a causal model no token looks ahead.
-Legend: B batch, L tokens, R response tokens of a batch, D width, V vocabulary.
+Legend: N examples, B batch, L tokens, R response tokens of a batch, D width, V vocabulary.
 """
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -113,34 +114,76 @@ def mean_losses(
     memory is halved; NaN and infinity are returned as they are, for the caller to name the rows. Dropout is off: the
     module is put into evaluation mode.
 
+    Args:
+        module: from `response_loss_module`.
+
     Raises:
         MemoryError: a single example does not fit.
     """
-    module.eval()
-    loss_N = np.empty(len(rows), dtype=np.float64)
-    for positions in rows.length_batches(batch_tokens):
-        loss_N[positions] = _loss_sums(module, rows, positions, pad_id, device, bf16)
-    return np.asarray(np.round(loss_N / rows.num_response_tokens_N / LOSS_GRID) * LOSS_GRID, dtype=np.float32)
+    return _mean_per_token(_Forward(module, rows, pad_id, device, bf16), batch_tokens)
 
 
-def _loss_sums(
-    module: "torch.nn.Module",
-    rows: TokenRows,
-    positions: NDArray[np.int64],
-    pad_id: int,
-    device: "torch.device",
-    bf16: bool,
-) -> NDArray[np.float64]:
+def mean_hidden_states(
+    model: "torch.nn.Module", rows: TokenRows, *, batch_tokens: int, pad_id: int, device: "torch.device", bf16: bool
+) -> NDArray[np.float32]:
+    """Return the mean of the last hidden states over every example's response tokens, float32 [N, D].
+
+    The last hidden states are what the base model puts out, after its final norm. Batches, memory and rounding are
+    those of `mean_losses`.
+
+    Raises:
+        MemoryError: a single example does not fit.
+    """
+    return _mean_per_token(_Forward(_hidden_sum_module(model), rows, pad_id, device, bf16), batch_tokens)
+
+
+def _hidden_sum_module(model: "torch.nn.Module") -> "torch.nn.Module":
     import torch
 
-    try:
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            loss_B = module(*to_tensors(rows.batch(positions, pad_id), device))
-        return np.asarray(loss_B.double().cpu().numpy())
-    except torch.OutOfMemoryError:
-        if len(positions) == 1:
-            raise MemoryError(int(rows.example_id_N[positions[0]])) from None
-    torch.cuda.empty_cache()
-    half = len(positions) // 2
-    parts = (positions[:half], positions[half:])
-    return np.concatenate([_loss_sums(module, rows, part, pad_id, device, bf16) for part in parts])
+    class HiddenSum(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids_BL: torch.Tensor, response_BL: torch.Tensor) -> torch.Tensor:
+            hidden_BLD = self.model.base_model(input_ids=input_ids_BL, use_cache=False).last_hidden_state
+            return (hidden_BLD.float() * response_BL[:, :, None]).sum(dim=1)
+
+    return HiddenSum()
+
+
+@dataclass(frozen=True)
+class _Forward:
+    """A module that sums something over the response tokens of each example, and the rows it is for."""
+
+    module: "torch.nn.Module"
+    rows: TokenRows
+    pad_id: int
+    device: "torch.device"
+    bf16: bool
+
+    def sums(self, positions: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the sums of some rows, [B] or [B, D]; halves a batch that does not fit into memory."""
+        import torch
+
+        try:
+            with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                sum_B = self.module(*to_tensors(self.rows.batch(positions, self.pad_id), self.device))
+            return np.asarray(sum_B.double().cpu().numpy())
+        except torch.OutOfMemoryError:
+            if len(positions) == 1:
+                raise MemoryError(int(self.rows.example_id_N[positions[0]])) from None
+        torch.cuda.empty_cache()
+        half = len(positions) // 2
+        return np.concatenate([self.sums(part) for part in (positions[:half], positions[half:])])
+
+
+def _mean_per_token(forward: _Forward, batch_tokens: int) -> NDArray[np.float32]:
+    forward.module.eval()
+    rows = forward.rows
+    batches = list(rows.length_batches(batch_tokens))
+    sums = [forward.sums(positions) for positions in batches]
+    sum_N = np.empty((len(rows), *sums[0].shape[1:]), dtype=np.float64)
+    sum_N[np.concatenate(batches)] = np.concatenate(sums)
+    count_N = rows.num_response_tokens_N.reshape(-1, *[1] * (sum_N.ndim - 1))
+    return np.asarray(np.round(sum_N / count_N / LOSS_GRID) * LOSS_GRID, dtype=np.float32)

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from s2l_ray import schemas
-from s2l_ray.artifacts import Artifact, Storage, hash_of
+from s2l_ray.artifacts import Artifact, find_artifact, hash_of
 from s2l_ray.config import (
     Config,
     EvaluateConfig,
     ExamplesConfig,
-    Experiment,
     ModelConfig,
     ProxyConfig,
     Section,
@@ -29,8 +28,10 @@ from s2l_ray.config import (
 )
 from s2l_ray.digests import DigestCache, OutsideFile, model_files
 from s2l_ray.errors import ConfigError, DataError
+from s2l_ray.experiment import Experiment
 from s2l_ray.inputs import InputFile, find_inputs
 from s2l_ray.models import is_pretrained, pinned, pretrained_folder
+from s2l_ray.storage import Storage
 
 STAGES = {
     "prepare_examples": 1,
@@ -38,6 +39,7 @@ STAGES = {
     "tokenize_examples": 1,
     "train_proxy": 1,
     "score_examples": 1,
+    "embed_examples": 1,
     "cluster_trajectories": 1,
     "select_subset": 1,
     "finetune_target": 1,
@@ -49,8 +51,10 @@ STAGES = {
 
 ModelT = TypeVar("ModelT", bound=ModelConfig)
 
-CLUSTERED = ("paper", "official")
-"""The selectors that need clusters of trajectories."""
+CLUSTERED = ("paper", "official", "guarded", "embedding_kmeans")
+"""The selectors that need clusters."""
+SCORED = ("least_confidence", "middle_perplexity", "high_learnability", "curriculum")
+"""The selectors that read the losses themselves."""
 BY_SOURCE = ("official", "random_per_source")
 """The selectors that divide the budget by source."""
 
@@ -298,7 +302,9 @@ class Check:
 
     def _check_sources(self, rows_per_source: Mapping[str, int]) -> None:
         select, cluster = self.config.select, self.config.cluster
-        by_source = select.method in BY_SOURCE or (select.method in CLUSTERED and cluster.stratify_by == "source")
+        # `guarded` takes rows without a source for one more.
+        asks = select.method in CLUSTERED and select.method != "guarded" and cluster.stratify_by == "source"
+        by_source = select.method in BY_SOURCE or asks
         if by_source and rows_per_source.get("", 0):
             asked = f"select.method: {select.method}" if select.method in BY_SOURCE else "cluster.stratify_by: source"
             raise ConfigError(
@@ -310,7 +316,8 @@ class Check:
         from s2l_ray.sampling import parse_budget, rows_in_budget
 
         select, cluster = self.config.select, self.config.cluster
-        if select.method in CLUSTERED and cluster.stratify_by is None and cluster.n_clusters > n_rows:
+        whole = cluster.stratify_by is None and cluster.n_clusters_per == "stratum"
+        if select.method in CLUSTERED and whole and cluster.n_clusters > n_rows:
             raise ConfigError(f"cluster.n_clusters is {cluster.n_clusters}, but there are {n_rows} examples. Lower it.")
         budget = parse_budget(select.budget)
         if select.method != "full" and budget.kind != "tokens":
@@ -359,9 +366,13 @@ def _arm_nodes(config: Config, files: Mapping[Any, tuple[InputFile, ...]]) -> di
         nodes[f"{key}_tokens"] = _tokens_node(config, examples, tokenizer)
     nodes["eval_tokens"] = _tokens_node(config, eval_examples, nodes["target_tokenizer"])
     selecting = {"examples": examples, "proxy_tokens": nodes["proxy_tokens"], "target_tokens": nodes["target_tokens"]}
-    if config.select.method in CLUSTERED:
+    method = config.select.method
+    if method in CLUSTERED or method in SCORED or method == "facility_location":
         nodes |= _proxy_nodes(config, examples, nodes["proxy_tokens"], nodes["proxy_tokenizer"])
-        selecting["clusters"] = nodes["clusters"]
+        selecting |= {name: nodes[name] for name in ("clusters", "trajectories", "hidden_states") if name in nodes}
+    if method in CLUSTERED:
+        # The ranking follows from the clusters alone.
+        selecting = {name: node for name, node in selecting.items() if name not in ("trajectories", "hidden_states")}
     nodes["subset"] = Node(
         artifact="subset",
         stage="select_subset",
@@ -404,6 +415,8 @@ def _arm_nodes(config: Config, files: Mapping[Any, tuple[InputFile, ...]]) -> di
 
 
 def _proxy_nodes(config: Config, examples: Node, tokens: Node, tokenizer: Node) -> dict[str, Node]:
+    """Lay out what the selector learns from the proxy, and no more."""
+    method = config.select.method
     proxy = Node(
         artifact="proxy",
         stage="train_proxy",
@@ -413,22 +426,29 @@ def _proxy_nodes(config: Config, examples: Node, tokens: Node, tokenizer: Node) 
         seed=config.proxy.seed or 0,
         outside=_model_outside(config.proxy, "proxy"),
     )
-    trajectories = Node(
-        artifact="trajectories",
-        stage="score_examples",
-        config=config.score,
-        settings=_settings(config.score, without=("checkpoints_per_pass",)),
-        inputs={"tokens": tokens, "tokenizer": tokenizer, "proxy": proxy},
-    )
-    clusters = Node(
-        artifact="clusters",
-        stage="cluster_trajectories",
-        config=config.cluster,
-        settings=_settings(config.cluster, without=("seed",)),
-        inputs={"trajectories": trajectories, "examples": examples},
-        seed=config.cluster.seed or 0,
-    )
-    return {"proxy": proxy, "trajectories": trajectories, "clusters": clusters}
+    nodes = {"proxy": proxy}
+    scoring = {"tokens": tokens, "tokenizer": tokenizer, "proxy": proxy}
+    scored = _settings(config.score, without=("checkpoints_per_pass",))
+    embeds = method == "facility_location" or (method in CLUSTERED and config.cluster.features == "hidden_state")
+    if embeds:
+        nodes["hidden_states"] = Node(
+            artifact="hidden_states", stage="embed_examples", config=config.score, settings=scored, inputs=scoring
+        )
+    if method != "facility_location":
+        nodes["trajectories"] = Node(
+            artifact="trajectories", stage="score_examples", config=config.score, settings=scored, inputs=scoring
+        )
+    if method in CLUSTERED:
+        clustering = {"trajectories": nodes["trajectories"], "examples": examples}
+        nodes["clusters"] = Node(
+            artifact="clusters",
+            stage="cluster_trajectories",
+            config=config.cluster,
+            settings=_settings(config.cluster, without=("seed",)),
+            inputs=clustering | ({"hidden_states": nodes["hidden_states"]} if embeds else {}),
+            seed=config.cluster.seed or 0,
+        )
+    return nodes
 
 
 def _examples_node(config: Config, files: tuple[InputFile, ...]) -> Node:
@@ -543,7 +563,7 @@ def _examine_node(node: Node, known: Mapping[str, NodeState], storage: Storage, 
             return NodeState(node, None, None, f"input not yet hashed: {node.outside.label}")
     inputs = {name: parent.artifact.digest for name, parent in parents.items() if parent.artifact is not None}
     fingerprint = node.fingerprint(inputs, outside)
-    artifact = storage.find(node.artifact, fingerprint)
+    artifact = find_artifact(storage, node.artifact, fingerprint)
     if artifact is not None:
         return NodeState(node, fingerprint, artifact, "cached")
     return NodeState(node, fingerprint, None, "no artifact of these settings and inputs")

@@ -205,8 +205,9 @@ def selection_score(
         case "least_confidence":
             return last_N
         case "middle_perplexity":
-            perplexity_N = np.exp(last_N)
-            return -np.abs(perplexity_N - np.median(perplexity_N))
+            perplexity_N: npt.NDArray[np.float64] = np.exp(last_N)
+            distance_N: npt.NDArray[np.float64] = np.abs(perplexity_N - np.median(perplexity_N))
+            return -distance_N
         case "high_learnability":
             return loss_initial_N.astype(np.float64) - last_N
         case "curriculum":

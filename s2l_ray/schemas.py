@@ -84,6 +84,16 @@ def trajectories(n_checkpoints: int, steps: tuple[int, ...] = ()) -> pa.Schema:
     )
 
 
+def hidden_states(n_dims: int) -> pa.Schema:
+    """Return the schema of hidden states with `n_dims` dimensions: the mean over an example's response tokens."""
+    return pa.schema(
+        [
+            pa.field("example_id", pa.int64(), nullable=False),
+            pa.field("hidden_state", pa.list_(pa.float32(), n_dims), nullable=False),
+        ]
+    )
+
+
 ASSIGNMENTS = pa.schema(
     [
         pa.field("example_id", pa.int64(), nullable=False),
@@ -106,6 +116,17 @@ def centroids(n_checkpoints: int) -> pa.Schema:
         ]
     )
 
+
+SET_ASIDE = pa.schema(
+    [
+        pa.field("example_id", pa.int64(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("ratio", pa.float64(), nullable=False),
+        pa.field("loss_first", pa.float32(), nullable=False),
+        pa.field("loss_last", pa.float32(), nullable=False),
+    ]
+)
+"""What the guard kept out of the clusters; losses at the first and the last checkpoint [nats/token]."""
 
 ITERATIONS = pa.schema(
     [

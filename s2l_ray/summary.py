@@ -7,16 +7,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from s2l_ray.artifacts import MANIFEST, Artifact, Manifest, Storage
-from s2l_ray.config import Experiment
+from s2l_ray.artifacts import MANIFEST, Artifact, Manifest, find_artifact
 from s2l_ray.errors import ConfigError
+from s2l_ray.experiment import Experiment
 from s2l_ray.log import display, duration, without_user_info
 from s2l_ray.plan import Node, Pipeline
+from s2l_ray.storage import Storage
 
 if TYPE_CHECKING:
     from s2l_ray.stages.run import RunResult
 
-SELECTING = ("proxy", "trajectories", "clusters", "subset")
+SELECTING = ("proxy", "trajectories", "hidden_states", "clusters", "subset")
 _SECRET = re.compile(r"token|key|secret|password", re.IGNORECASE)
 
 
@@ -165,7 +166,7 @@ def inspect_folder(folder: str) -> dict[str, Any]:
         f"{artifact}/{fingerprint}": f"{len(known.manifest.files)} files, {known.manifest.run.get('finished')}"
         for artifact in storage.list_folders()
         for fingerprint in storage.list_folders(artifact)
-        if (known := storage.find(artifact, fingerprint)) is not None
+        if (known := find_artifact(storage, artifact, fingerprint)) is not None
     }
     if not found:
         raise ConfigError(f"{folder} holds no {MANIFEST} and no artifacts. Give a folder's path, or a storage's.")

@@ -1,4 +1,4 @@
-"""`trajectories` -> `clusters`: `assignments-*.parquet`, `centroids.parquet`, `iterations.parquet`.
+"""`trajectories` -> `clusters`: `assignments-*`, `centroids`, `iterations` and, with a guard, `set_aside` (Parquet).
 
 Exact Lloyd iterations on all rows: a Ray task per block computes partial sums, the driver merges them. Sums of losses
 on their grid are exact, so neither the number of blocks nor the order of merging can be seen in the result.
@@ -16,9 +16,13 @@ import ray
 from numpy.typing import NDArray
 
 from s2l_ray import kmeans, schemas
-from s2l_ray.artifacts import Artifact, StagedOutput, StageResult
+from s2l_ray.artifacts import Artifact, StageResult
+from s2l_ray.attempts import StagedOutput
 from s2l_ray.config import ClusterConfig, PoolResources, ResourcesConfig
+from s2l_ray.errors import DataError
+from s2l_ray.guard import SUSPICIOUS_SHARE, SetAside, set_aside
 from s2l_ray.log import Task, display
+from s2l_ray.partition import share_clusters, window_columns
 from s2l_ray.sampling import draw_hash, occurrences
 
 BLOCK_ROWS = 250_000
@@ -29,10 +33,11 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class Inputs:
-    """Trajectories, and the examples for the hashes that draws depend on."""
+    """Trajectories, the examples for the hashes that draws depend on, and hidden states where they are clustered."""
 
     trajectories: Artifact
     examples: Artifact
+    hidden_states: Artifact | None = None
 
 
 @dataclass(frozen=True)
@@ -43,17 +48,40 @@ class Rows:
         example_id_N: int64 [N].
         draw_N: uint64 [N], the hash that orders the rows for the start.
         stratum_N: object [N].
-        loss_NT: float32 [N, T].
+        feature_NT: float32 [N, T], what is clustered: losses at the checkpoints of the window, or hidden states.
     """
 
     example_id_N: NDArray[np.int64]
     draw_N: NDArray[np.uint64]
     stratum_N: NDArray[np.object_]
-    loss_NT: NDArray[np.float32]
+    feature_NT: NDArray[np.float32]
 
     def where(self, mask_N: NDArray[np.bool_]) -> "Rows":
         """Return some of the rows."""
-        return Rows(self.example_id_N[mask_N], self.draw_N[mask_N], self.stratum_N[mask_N], self.loss_NT[mask_N])
+        return Rows(self.example_id_N[mask_N], self.draw_N[mask_N], self.stratum_N[mask_N], self.feature_NT[mask_N])
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """What the guard was given and what it found, in order of id."""
+
+    example_id_N: NDArray[np.int64]
+    loss_NT: NDArray[np.float32]
+    found: SetAside
+
+    def table(self) -> pa.Table:
+        """Return the rows that are set aside."""
+        aside = np.flatnonzero(~self.found.kept_N)
+        return pa.table(
+            {
+                "example_id": self.example_id_N[aside],
+                "reason": self.found.reason_N[aside],
+                "ratio": self.found.ratio_N[aside],
+                "loss_first": self.loss_NT[aside, 0],
+                "loss_last": self.loss_NT[aside, -1],
+            },
+            schema=schemas.SET_ASIDE,
+        )
 
 
 @dataclass(frozen=True)
@@ -71,29 +99,38 @@ class Clustered:
 def cluster_trajectories(
     inputs: Inputs, config: ClusterConfig, resources: ResourcesConfig, output: StagedOutput, *, seed: int
 ) -> StageResult:
-    """Cluster the trajectories of every stratum.
+    """Set aside what the guard finds, and cluster every stratum of the rest.
 
     Raises:
-        DataError: a loss is NaN or infinite.
+        ConfigError: the guard has a single checkpoint to go by.
+        DataError: a loss is NaN or infinite, or the guard leaves no row.
     """
-    rows = _read(inputs, config, seed)
-    strata = sorted(set(rows.stratum_N.tolist()))
+    rows, guarded = _read(inputs, config, seed)
+    strata, size_S = np.unique(rows.stratum_N.astype(str), return_counts=True)
+    n_clusters_S = (
+        share_clusters(size_S, config.n_clusters)
+        if config.n_clusters_per == "pool"
+        else np.full(len(strata), config.n_clusters)
+    )
     clustered = []
     with display.progress("cluster", len(strata) * config.max_iter, "iterations") as progress:
-        for index, stratum in enumerate(strata):
+        for index, (stratum, n_clusters) in enumerate(zip(strata.tolist(), n_clusters_S.tolist(), strict=True)):
             part = rows.where(rows.stratum_N == stratum)
             progress.update(index * config.max_iter)
-            clustered.append(_cluster(stratum, part, config, resources.cluster_trajectories, seed, progress))
+            work = _Work(config, resources.cluster_trajectories, seed, progress)
+            clustered.append(_cluster(stratum, part, n_clusters, work))
     assignments = pa.concat_tables([_assignments(c) for c in clustered]).sort_by("example_id")
-    n_checkpoints = rows.loss_NT.shape[1]
-    centroids = schemas.centroids(n_checkpoints)
+    centroids = schemas.centroids(rows.feature_NT.shape[1])
     records = [
         output.write_parquet("assignments-00000.parquet", [assignments], schemas.ASSIGNMENTS),
         output.write_parquet("centroids.parquet", [_centroids(c, centroids) for c in clustered], centroids),
         output.write_parquet("iterations.parquet", [_iterations(c) for c in clustered], schemas.ITERATIONS),
     ]
+    if guarded is not None:
+        records.append(output.write_parquet("set_aside.parquet", [guarded.table()], schemas.SET_ASIDE))
     summary = {
         "rows": len(rows.example_id_N),
+        **(_guard_summary(guarded) if guarded is not None else {}),
         "n_clusters": sum(len(c.centroid_KT) for c in clustered),
         "strata": len(strata),
         "inertia": float(sum(c.assignment.sq_distance.sum() for c in clustered)),
@@ -102,47 +139,91 @@ def cluster_trajectories(
     return StageResult(records, summary)
 
 
-def _read(inputs: Inputs, config: ClusterConfig, seed: int) -> Rows:
-    table = inputs.trajectories.read_table("trajectories-", ["example_id", "source", "loss"]).sort_by("example_id")
-    loss = table.column("loss").combine_chunks()
-    loss_NT = loss.flatten().to_numpy().reshape(len(table), -1)
-    hashes = inputs.examples.read_table("examples-", ["example_id", "content_hash"]).sort_by("example_id")
+def _read(inputs: Inputs, config: ClusterConfig, seed: int) -> tuple[Rows, Guarded | None]:
+    table = inputs.trajectories.read_table("trajectories-").sort_by("example_id")
+    loss_NT = _matrix(table, "loss")
     example_id_N = table.column("example_id").to_numpy()
-    all_ids = hashes.column("example_id").to_numpy()
+    kmeans.validate_trajectories(loss_NT, example_id_N)
+    hashes = inputs.examples.read_table("examples-", ["example_id", "content_hash"]).sort_by("example_id")
+    all_ids, all_hashes = hashes.column("example_id").to_numpy(), hashes.column("content_hash").to_numpy()
+    place_N = np.searchsorted(all_ids, example_id_N)
     # Occurrences are counted over all examples, so that rows set aside later do not move the draws of others.
-    draw = draw_hash(
-        hashes.column("content_hash").to_numpy(),
-        occurrences(hashes.column("content_hash").to_numpy(), all_ids),
-        seed,
-    )
+    draw_N = draw_hash(all_hashes, occurrences(all_hashes, all_ids), seed)[place_N]
     if config.stratify_by == "source":
-        stratum_N = table.column("source").to_numpy(zero_copy_only=False).astype(object)
+        sources = table.column("source").to_numpy(zero_copy_only=False)
+        stratum_N = np.array([source or "" for source in sources], dtype=object)
     else:
         stratum_N = np.full(len(table), ALL, dtype=object)
-    return Rows(example_id_N, draw[np.searchsorted(all_ids, example_id_N)], stratum_N, loss_NT)
+    if inputs.hidden_states is None:
+        feature_NT = loss_NT[:, window_columns(config.window, loss_NT.shape[1])]
+    else:
+        feature_NT = _matrix(inputs.hidden_states.read_table("hidden_states-").sort_by("example_id"), "hidden_state")
+    rows = Rows(example_id_N, draw_N, stratum_N, feature_NT)
+    if config.guard is None:
+        return rows, None
+    occurrence_N = occurrences(all_hashes[place_N], example_id_N)
+    found = set_aside(table.column("loss_initial").to_numpy(), loss_NT, occurrence_N, config.guard)
+    _judge_guard(found)
+    return rows.where(found.kept_N), Guarded(example_id_N, loss_NT, found)
 
 
-def _cluster(
-    stratum: str, rows: Rows, config: ClusterConfig, pool: PoolResources, seed: int, progress: Task
-) -> Clustered:
-    kmeans.validate_trajectories(rows.loss_NT, rows.example_id_N)
-    order = np.lexsort((rows.example_id_N, rows.draw_N))[: config.init_rows]
-    sample_MT = rows.loss_NT[order]
-    wanted = min(config.n_clusters, len(rows.example_id_N))
-    n_clusters = kmeans.effective_n_clusters(wanted, sample_MT)
-    if n_clusters < config.n_clusters:
+def _matrix(table: pa.Table, column: str) -> NDArray[np.float32]:
+    matrix_NT: NDArray[np.float32] = table.column(column).combine_chunks().flatten().to_numpy().reshape(len(table), -1)
+    return matrix_NT
+
+
+def _judge_guard(found: SetAside) -> None:
+    if not found.kept_N.any():
+        raise DataError(
+            f"cluster.guard set all {len(found.ratio_N)} rows aside: the proxy learned none of them. Train it longer "
+            "(proxy.epochs, proxy.learning_rate), or set cluster.guard to null."
+        )
+    if found.not_learned_share > SUSPICIOUS_SHARE:
+        display.warn(
+            f"the guard set {found.not_learned_share:.0%} of the rows aside as not learned; above "
+            f"{SUSPICIOUS_SHARE:.0%} the proxy was trained too little, or much of the data is hard rather than wrong. "
+            "Look at set_aside.parquet; train the proxy longer, or set cluster.guard to null"
+        )
+
+
+def _guard_summary(guarded: Guarded) -> dict[str, int | float]:
+    found = guarded.found
+    return {
+        "rows_duplicate": int(found.duplicate_N.sum()),
+        "rows_not_learned": int(found.not_learned_N.sum()),
+        "not_learned_share": found.not_learned_share,
+    }
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What all strata have in common."""
+
+    config: ClusterConfig
+    pool: PoolResources
+    seed: int
+    progress: Task
+
+
+def _cluster(stratum: str, rows: Rows, n_clusters: int, work: _Work) -> Clustered:
+    order = np.lexsort((rows.example_id_N, rows.draw_N))[: work.config.init_rows]
+    sample_MT = rows.feature_NT[order]
+    found = kmeans.effective_n_clusters(min(n_clusters, len(rows.example_id_N)), sample_MT)
+    if found < n_clusters:
         display.warn(
             f"stratum {stratum!r}: {len(rows.example_id_N)} examples with too few distinct trajectories for "
-            f"{config.n_clusters} clusters; it gets {n_clusters}"
+            f"{n_clusters} clusters; it gets {found}"
         )
-    start_KT = kmeans.initial_centroids(sample_MT, n_clusters, seed)
-    blocks = _Blocks(rows, pool)
-    before = progress.done
+    start_KT = kmeans.initial_centroids(sample_MT, found, work.seed)
+    blocks = _Blocks(rows, work.pool)
+    before = work.progress.done
 
     def on_iteration(stats: kmeans.IterationStats) -> None:
-        progress.update(before + stats.iteration, note=f"inertia {stats.inertia:.6g}")
+        work.progress.update(before + stats.iteration, note=f"inertia {stats.inertia:.6g}")
 
-    result = kmeans.lloyd(blocks.step, start_KT, config.max_iter, relocate=blocks.farthest, on_iteration=on_iteration)
+    result = kmeans.lloyd(
+        blocks.step, start_KT, work.config.max_iter, relocate=blocks.farthest, on_iteration=on_iteration
+    )
     assignment = blocks.assign(result.centroid_KT)
     return Clustered(stratum, rows, assignment, result.centroid_KT, result.iterations, result.converged)
 
@@ -156,7 +237,7 @@ class _Blocks:
         n_blocks = max(workers, -(-n_rows // BLOCK_ROWS)) if n_rows > BLOCK_ROWS // 10 else 1
         bounds = np.linspace(0, n_rows, n_blocks + 1).astype(int)
         self._blocks = [
-            (ray.put(rows.loss_NT[start:stop]), ray.put(rows.example_id_N[start:stop]))
+            (ray.put(rows.feature_NT[start:stop]), ray.put(rows.example_id_N[start:stop]))
             for start, stop in pairwise(bounds.tolist())
         ]
         self._options = {"num_cpus": pool.cpus, "num_gpus": 0}

@@ -13,7 +13,8 @@ from typing import Any
 import pyarrow as pa
 
 from s2l_ray import schemas
-from s2l_ray.artifacts import Artifact, StagedOutput, StageResult
+from s2l_ray.artifacts import Artifact, StageResult
+from s2l_ray.attempts import StagedOutput
 from s2l_ray.config import ResourcesConfig
 from s2l_ray.scoring import Mean, tail_groups, weighted_mean
 

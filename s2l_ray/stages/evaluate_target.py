@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from s2l_ray import schemas
 from s2l_ray.answers import generate_greedily, is_exact_match, prompts_and_answers
-from s2l_ray.artifacts import Artifact, FileRecord, StagedOutput, StageResult
+from s2l_ray.artifacts import Artifact, FileRecord, StageResult
+from s2l_ray.attempts import StagedOutput
 from s2l_ray.config import PoolResources, ResourcesConfig
 from s2l_ray.errors import DataError
 from s2l_ray.losses import mean_losses, response_loss_module
@@ -18,7 +19,7 @@ from s2l_ray.models import device_and_precision, load_model
 from s2l_ray.plan import EvaluateSettings
 from s2l_ray.sampling import draw_hash, occurrences
 from s2l_ray.scoring import Mean, mean_of, means_by_group, weighted_mean
-from s2l_ray.stages.runtime import Receipt, limit_threads, map_shards
+from s2l_ray.stages.runtime import Receipt, map_shards
 from s2l_ray.tokens import TokenRows, opened_tokenizer
 
 if TYPE_CHECKING:
@@ -67,7 +68,6 @@ class JudgeShard:
 
     def __call__(self, shard: IdRange) -> Receipt:
         """Write one part of the predictions."""
-        limit_threads(self.pool.threads)
         rows = _token_rows(self.inputs.eval_tokens).take(np.asarray(shard.ids, np.int64))
         device, bf16 = device_and_precision(self.config.precision, self.pool.gpus)
         model = _loaded(self.inputs.target, device)

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from s2l_ray import schemas
-from s2l_ray.artifacts import Artifact, StagedOutput, StageResult
+from s2l_ray.artifacts import Artifact, StageResult
+from s2l_ray.attempts import StagedOutput
 from s2l_ray.config import ResourcesConfig
 from s2l_ray.plan import TargetSettings
 from s2l_ray.stages.train_worker import TrainJob, run_job

@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 
 from s2l_ray import schemas
-from s2l_ray.artifacts import Artifact, FileRecord, StagedOutput, StageResult
+from s2l_ray.artifacts import Artifact, FileRecord, StageResult
+from s2l_ray.attempts import StagedOutput
 from s2l_ray.config import ResourcesConfig
 from s2l_ray.errors import ArtifactError, DataError
 from s2l_ray.examples import (

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from s2l_ray.artifacts import Artifact, StagedOutput, StageResult
+from s2l_ray.artifacts import Artifact, StageResult
+from s2l_ray.attempts import StagedOutput
 from s2l_ray.config import ResourcesConfig
 from s2l_ray.errors import ConfigError
 from s2l_ray.log import Task, display

@@ -12,12 +12,14 @@ from collections.abc import Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
-from s2l_ray.artifacts import Artifact, StagedOutput, Storage
+from s2l_ray.artifacts import Artifact, find_artifact
+from s2l_ray.attempts import StagedOutput, begin
 from s2l_ray.config import PoolResources, ResourcesConfig, TrainResources
 from s2l_ray.digests import DigestCache
 from s2l_ray.errors import ArtifactError
 from s2l_ray.log import STAGE_THREAD, display, duration
 from s2l_ray.plan import Node, Pipeline, examine
+from s2l_ray.storage import Storage
 
 BUSY_SECONDS = 2.0
 MOST_AT_ONCE = 16
@@ -109,10 +111,10 @@ class Runner:
         fingerprint = self._fingerprint(node, inputs)
         waited = False
         while True:
-            artifact = self._storage.find(node.artifact, fingerprint)
+            artifact = find_artifact(self._storage, node.artifact, fingerprint)
             if artifact is not None:
                 return artifact
-            output = self._storage.begin(node.artifact, fingerprint)
+            output = begin(self._storage, node.artifact, fingerprint)
             if output is not None:
                 break
             if not waited:

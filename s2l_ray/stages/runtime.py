@@ -15,7 +15,8 @@ from typing import Any, Protocol
 import ray
 
 from s2l_ray import errors
-from s2l_ray.artifacts import FileRecord, StagedOutput
+from s2l_ray.artifacts import Artifact, FileRecord
+from s2l_ray.attempts import StagedOutput
 from s2l_ray.config import PoolResources, ResourcesConfig, TrainResources
 from s2l_ray.errors import ConfigError, DataError, S2LError, StageFailed
 from s2l_ray.log import display
@@ -128,6 +129,38 @@ class Shard(Protocol):
     @property
     def rows(self) -> int:
         """Its size, for the progress bar."""
+
+
+@dataclass(frozen=True)
+class RowRange:
+    """Rows `start:stop` of one Parquet file of an artifact: a unit of work over a large file."""
+
+    piece: str
+    record: FileRecord
+    start: int
+    stop: int
+
+    @property
+    def rows(self) -> int:
+        """How many."""
+        return self.stop - self.start
+
+
+def row_ranges(artifact: Artifact, prefix: str, most: int) -> list[RowRange]:
+    """Cut the files whose path starts with `prefix` into ranges of `most` rows, each named by its file and first row.
+
+    The cuts depend on the artifact alone, so what is computed within a range does too.
+    """
+    return [
+        RowRange(
+            f"{record.path.removeprefix(prefix).removesuffix('.parquet')}-{start:010d}",
+            record,
+            start,
+            min(start + most, record.rows or 0),
+        )
+        for record in artifact.files(prefix)
+        for start in range(0, record.rows or 0, most)
+    ]
 
 
 Receipt = tuple[list[FileRecord], dict[str, Any]]
@@ -259,12 +292,31 @@ class TrainingRun:
 
 
 def train(run: TrainingRun, output: StagedOutput, resources: TrainResources) -> None:
-    """Run a training function on a gang of workers with Ray Train, and go on from where an earlier attempt stopped.
+    """Run a training function, on a gang of workers or in a task of its own as `resources.launcher` says.
 
     Raises:
         S2LError: what the function raised on rank 0; never retried.
         StageFailed: workers died more often than `max_failures` allows.
     """
+    import ray.train
+
+    output.remove(FAILURE)
+    launch = _train_in_task if resources.launcher == "task" else _train_on_gang
+    with _shown_progress(run, output):
+        try:
+            launch(run, output, resources)
+        except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
+            _raise_failure(output)
+            last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            raise StageFailed(
+                f"{run.label}: the training workers failed ({last}). The same command goes on from the last "
+                "checkpoint; with S2L_VERBOSE=1 it shows their output."
+            ) from error
+    _raise_failure(output)
+
+
+def _train_on_gang(run: TrainingRun, output: StagedOutput, resources: TrainResources) -> None:
+    """Let Ray Train start the workers together, and go on from where an earlier attempt stopped."""
     import ray.train
     import ray.train.torch
 
@@ -285,18 +337,18 @@ def train(run: TrainingRun, output: StagedOutput, resources: TrainResources) -> 
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
     )
-    output.remove(FAILURE)
-    with _shown_progress(run, output):
-        try:
-            trainer.fit()
-        except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
-            _raise_failure(output)
-            last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-            raise StageFailed(
-                f"{run.label}: the training workers failed ({last}). The same command goes on from the last "
-                "checkpoint; with S2L_VERBOSE=1 it shows their output."
-            ) from error
-    _raise_failure(output)
+    trainer.fit()
+
+
+def _train_in_task(run: TrainingRun, output: StagedOutput, resources: TrainResources) -> None:
+    """Train in a worker process of Ray's that may be warm from the stage before: seconds less than a gang's start."""
+    task = ray.remote(_training_task).options(
+        name=run.label,
+        num_cpus=resources.cpus,
+        num_gpus=resources.gpus or None,
+        max_retries=resources.max_failures,
+    )
+    ray.get(task.remote({"run": run, "output": output, "threads": resources.threads}))
 
 
 def _raise_failure(output: StagedOutput) -> None:
@@ -308,6 +360,11 @@ def _raise_failure(output: StagedOutput) -> None:
 def _training_worker(config: dict[str, Any]) -> None:
     import ray.train
 
+    # Other workers wait for this one in a collective operation; its death is what ends them.
+    _training_task(config, fail_together=ray.train.get_context().get_world_size() > 1)
+
+
+def _training_task(config: dict[str, Any], fail_together: bool = False) -> None:
     limit_threads(config["threads"])
     import torch
 
@@ -315,13 +372,12 @@ def _training_worker(config: dict[str, Any]) -> None:
     run: TrainingRun = config["run"]
     output: StagedOutput = config["output"]
     if output.read_bytes(FAILURE) is not None:
-        return  # Ray Train tries again after any failure; an error of ours would only come again.
+        return  # Ray tries again after any failure; an error of ours would only come again.
     try:
         run.function(run.job)
     except S2LError as error:
         output.write_bytes(FAILURE, json.dumps(encode_error(error)).encode())
-        # Other workers wait for this one in a collective operation; its death is what ends them.
-        if ray.train.get_context().get_world_size() > 1:
+        if fail_together:
             raise
 
 

@@ -14,12 +14,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from s2l_ray import schemas
-from s2l_ray.artifacts import Artifact, FileRecord, StagedOutput, StageResult
+from s2l_ray.artifacts import Artifact, StageResult
+from s2l_ray.attempts import StagedOutput
 from s2l_ray.config import PoolResources, ResourcesConfig, ScoreConfig
 from s2l_ray.errors import ArtifactError, DataError
 from s2l_ray.losses import mean_losses, response_loss_module
 from s2l_ray.models import device_and_precision, load_model
-from s2l_ray.stages.runtime import Receipt, limit_threads, map_shards
+from s2l_ray.stages.runtime import Receipt, RowRange, map_shards, row_ranges
 from s2l_ray.tokens import TokenRows
 
 if TYPE_CHECKING:
@@ -33,25 +34,6 @@ class Inputs:
     tokens: Artifact
     tokenizer: Artifact
     proxy: Artifact
-
-
-@dataclass(frozen=True)
-class RowRange:
-    """Rows `start:stop` of one file of tokens."""
-
-    record: FileRecord
-    start: int
-    stop: int
-
-    @property
-    def piece(self) -> str:
-        """File number and first row."""
-        return f"{self.record.path.removeprefix('tokens-').removesuffix('.parquet')}-{self.start:010d}"
-
-    @property
-    def rows(self) -> int:
-        """How many."""
-        return self.stop - self.start
 
 
 @dataclass(frozen=True)
@@ -76,7 +58,6 @@ class ScoreShard:
 
     def __call__(self, shard: RowRange) -> Receipt:
         """Write one file of trajectories."""
-        limit_threads(self.pool.threads)
         columns = [*TokenRows.COLUMNS, "source"]
         table = self.inputs.tokens.read_rows(shard.record, shard.start, shard.stop, columns)
         rows = TokenRows.from_table(table)
@@ -141,11 +122,7 @@ def score_examples(
     Raises:
         DataError: a loss is NaN or infinite.
     """
-    shards = [
-        RowRange(record, start, min(start + config.shard_rows, record.rows or 0))
-        for record in inputs.tokens.files("tokens-")
-        for start in range(0, record.rows or 0, config.shard_rows)
-    ]
+    shards = row_ranges(inputs.tokens, "tokens-", config.shard_rows)
     work = ScoreShard(inputs, config, resources.score_examples, output)
     receipts = map_shards(work, shards, output, resources.score_examples, label="score examples")
     records = [record for written, _ in receipts for record in written]

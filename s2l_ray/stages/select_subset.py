@@ -4,7 +4,7 @@ Every selector is a ranking of the pool (the rows that both models can be traine
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, BinaryIO, cast
 
 import numpy as np
@@ -12,15 +12,18 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from s2l_ray import schemas
-from s2l_ray.artifacts import Artifact, FileRecord, StagedOutput, StageResult
+from s2l_ray.artifacts import Artifact, FileRecord, StageResult
+from s2l_ray.attempts import StagedOutput
 from s2l_ray.config import ResourcesConfig, SelectConfig
-from s2l_ray.errors import DataError
+from s2l_ray.errors import ConfigError, DataError
 from s2l_ray.examples import location
+from s2l_ray.facility_location import facility_location_rank
 from s2l_ray.inputs import InputFile, check_unchanged, find_inputs
 from s2l_ray.log import display
 from s2l_ray.plan import SelectSettings
 from s2l_ray.raw_rows import copy_rows
 from s2l_ray.sampling import (
+    ScoredMethod,
     balanced_rank,
     cluster_keys,
     draw_hash,
@@ -31,25 +34,37 @@ from s2l_ray.sampling import (
     random_per_source_rank,
     random_rank,
     rows_in_budget,
+    score_rank,
+    selection_score,
 )
 
 REASONS = {
     "paper": "even share of its cluster",
     "official": "even share of its source and cluster",
+    "guarded": "share of its cluster, after the guard",
+    "embedding_kmeans": "even share of its cluster of hidden states",
     "random": "drawn from all rows",
     "random_per_source": "even share of its source",
     "full": "every row",
+    "longest": "long response",
+    "least_confidence": "high loss after training",
+    "middle_perplexity": "perplexity near the median",
+    "high_learnability": "large drop of the loss",
+    "curriculum": "low loss after training",
+    "facility_location": "hidden state unlike those taken before",
 }
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """The pool, and the clusters where the selector needs them."""
+    """The pool, and what the selector goes by."""
 
     examples: Artifact
     proxy_tokens: Artifact
     target_tokens: Artifact
     clusters: Artifact | None = None
+    trajectories: Artifact | None = None
+    hidden_states: Artifact | None = None
 
 
 @dataclass(frozen=True)
@@ -62,8 +77,8 @@ class Pool:
         source_N: object [N], None where a row has no source.
         target_tokens_N: int64 [N], tokens of the whole example for the target.
         response_tokens_N: int64 [N], response tokens for the target.
-        stratum_N: object [N], None without clusters.
-        cluster_id_N: int32 [N], -1 without clusters.
+        stratum_N: object [N], None where a row is in no cluster.
+        cluster_id_N: int32 [N], -1 where a row is in no cluster.
     """
 
     example_id_N: NDArray[np.int64]
@@ -74,6 +89,13 @@ class Pool:
     stratum_N: NDArray[np.object_]
     cluster_id_N: NDArray[np.int32]
 
+    def __len__(self) -> int:
+        return len(self.example_id_N)
+
+    def where(self, mask_N: NDArray[np.bool_]) -> "Pool":
+        """Return some of the rows."""
+        return Pool(*(getattr(self, field.name)[mask_N] for field in fields(self)))
+
 
 def select_subset(
     inputs: Inputs, config: SelectSettings, resources: ResourcesConfig, output: StagedOutput, *, seed: int
@@ -81,40 +103,54 @@ def select_subset(
     """Rank the pool, take what the budget holds, and copy those rows out of the input.
 
     Raises:
-        ConfigError: the budget does not fit the pool.
+        ConfigError: the budget does not fit the pool, or what the guard leaves of it.
     """
     pool = _read_pool(inputs, seed)
-    rank_N = _rank(pool, config.select)
-    order = order_of(rank_N)
+    # Only the guard keeps a row of the pool out of the clusters.
+    candidates = pool if inputs.clusters is None else pool.where(pool.cluster_id_N >= 0)
     budget = parse_budget(1.0 if config.select.method == "full" else config.select.budget)
-    n_rows = rows_in_budget(budget, len(order), pool.target_tokens_N[order])
-    chosen = np.sort(order[:n_rows])
-    clustered = inputs.clusters is not None
+    n_wanted = None if budget.kind == "tokens" else rows_in_budget(budget, len(pool))
+    _check_left(n_wanted, len(pool), len(candidates))
+    rank_N = _rank(candidates, config.select, inputs, len(candidates) if n_wanted is None else n_wanted)
+    order = order_of(rank_N)
+    n_rows = n_wanted or rows_in_budget(budget, len(candidates), candidates.target_tokens_N[order])
+    taken = np.zeros(len(candidates), bool)
+    taken[order[:n_rows]] = True
+    chosen = candidates.where(taken)
     table = pa.table(
         {
-            "example_id": pool.example_id_N[chosen],
-            "stratum": pa.array(pool.stratum_N[chosen], pa.string()),
-            "cluster_id": pa.array(pool.cluster_id_N[chosen], mask=np.full(len(chosen), not clustered)),
-            "rank": rank_N[chosen],
+            "example_id": chosen.example_id_N,
+            "stratum": pa.array(chosen.stratum_N, pa.string()),
+            "cluster_id": pa.array(chosen.cluster_id_N, mask=chosen.cluster_id_N < 0),
+            "rank": rank_N[taken],
             "reason": [REASONS[config.select.method]] * len(chosen),
         },
         schema=schemas.SUBSET,
     )
-    pool_facts = {"rows_pool": len(order), "target_response_tokens_pool": int(pool.response_tokens_N.sum())}
+    pool_facts = {"rows_pool": len(pool), "target_response_tokens_pool": int(pool.response_tokens_N.sum())}
     # In the file as well, so that the digest, and all that depends on it, follows the pool.
     schema = schemas.SUBSET.with_metadata({name: str(value) for name, value in pool_facts.items()})
     records = [output.write_parquet("subset.parquet", [table.cast(schema)], schema)]
-    records += _copy_rows(inputs, config.files, pool.example_id_N[chosen], output)
+    records += _copy_rows(inputs, config.files, chosen.example_id_N, output)
     return StageResult(
         records,
         {
             "rows": len(chosen),
             **pool_facts,
-            "target_tokens": int(pool.target_tokens_N[chosen].sum()),
-            "target_response_tokens": int(pool.response_tokens_N[chosen].sum()),
-            "rows_per_source": _counts(pool.source_N[chosen]),
+            "rows_set_aside": len(pool) - len(candidates),
+            "target_tokens": int(chosen.target_tokens_N.sum()),
+            "target_response_tokens": int(chosen.response_tokens_N.sum()),
+            "rows_per_source": _counts(chosen.source_N),
         },
     )
+
+
+def _check_left(n_wanted: int | None, n_pool: int, n_left: int) -> None:
+    if n_wanted is not None and n_wanted > n_left:
+        raise ConfigError(
+            f"select.budget asks for {n_wanted} of {n_pool} rows, but the guard set {n_pool - n_left} aside and left "
+            f"{n_left}. Lower select.budget to {n_left} rows or less, or set cluster.guard to null."
+        )
 
 
 def _read_pool(inputs: Inputs, seed: int) -> Pool:
@@ -130,14 +166,10 @@ def _read_pool(inputs: Inputs, seed: int) -> Pool:
         position = np.searchsorted(id_N, table.column("example_id").to_numpy())
         stratum_N[position] = table.column("stratum").to_numpy(zero_copy_only=False)
         cluster_id_N[position] = table.column("cluster_id").to_numpy()
-        in_pool &= cluster_id_N >= 0
     source_N = examples.column("source").to_numpy(zero_copy_only=False).astype(object)
-    keep = np.flatnonzero(in_pool)
-    if not len(keep):
+    if not in_pool.any():
         raise DataError("no row has response tokens for both proxy and target. Raise tokens.max_tokens.")
-    return Pool(
-        id_N[keep], draw_N[keep], source_N[keep], lengths[keep], responses[keep], stratum_N[keep], cluster_id_N[keep]
-    )
+    return Pool(id_N, draw_N, source_N, lengths, responses, stratum_N, cluster_id_N).where(in_pool)
 
 
 def _token_counts(
@@ -161,17 +193,47 @@ def _token_counts(
     return lengths, responses, in_pool
 
 
-def _rank(pool: Pool, select: SelectConfig) -> NDArray[np.int64]:
+def _rank(pool: Pool, select: SelectConfig, inputs: Inputs, n_wanted: int) -> NDArray[np.int64]:
+    draw_N, tie_N = pool.draw_N, pool.example_id_N
     match select.method:
-        case "paper":
-            keys = cluster_keys(pool.stratum_N, pool.cluster_id_N)
-            return balanced_rank(keys, pool.draw_N, pool.example_id_N, select.quota_exponent)
+        case "paper" | "guarded" | "embedding_kmeans":
+            return balanced_rank(
+                cluster_keys(pool.stratum_N, pool.cluster_id_N), draw_N, tie_N, select.quota_exponent or 0.0
+            )
         case "official":
-            return official_rank(pool.source_N, pool.cluster_id_N, pool.draw_N, pool.example_id_N)
+            return official_rank(pool.source_N, pool.cluster_id_N, draw_N, tie_N)
         case "random_per_source":
-            return random_per_source_rank(pool.source_N, pool.draw_N, pool.example_id_N)
+            return random_per_source_rank(pool.source_N, draw_N, tie_N)
         case "random" | "full":
-            return random_rank(pool.draw_N, pool.example_id_N)
+            return random_rank(draw_N, tie_N)
+        case "facility_location":
+            return _facility_location_rank(pool, inputs, n_wanted)
+        case _:
+            return score_rank(_score(pool, select.method, inputs), draw_N, tie_N)
+
+
+def _score(pool: Pool, method: ScoredMethod, inputs: Inputs) -> NDArray[np.float64]:
+    initial_N = last_N = np.zeros(len(pool), np.float32)
+    if inputs.trajectories is not None:
+        table = inputs.trajectories.read_table("trajectories-", ["example_id", "loss_initial", "loss"])
+        table = table.sort_by("example_id")
+        place_N = np.searchsorted(table.column("example_id").to_numpy(), pool.example_id_N)
+        initial_N = table.column("loss_initial").to_numpy()[place_N]
+        loss = table.column("loss").combine_chunks()
+        last_N = loss.flatten().to_numpy().reshape(len(table), -1)[place_N, -1]
+    return selection_score(
+        method, loss_initial_N=initial_N, loss_last_N=last_N, response_tokens_N=pool.response_tokens_N
+    )
+
+
+def _facility_location_rank(pool: Pool, inputs: Inputs, n_wanted: int) -> NDArray[np.int64]:
+    assert inputs.hidden_states is not None
+    table = inputs.hidden_states.read_table("hidden_states-").sort_by("example_id")
+    place_N = np.searchsorted(table.column("example_id").to_numpy(), pool.example_id_N)
+    hidden = table.column("hidden_state").combine_chunks()
+    hidden_ND = hidden.flatten().to_numpy().reshape(len(table), -1)[place_N]
+    with display.progress("facility location", n_wanted, "rows") as progress:
+        return facility_location_rank(hidden_ND, pool.draw_N, pool.example_id_N, n_wanted, on_progress=progress.update)
 
 
 def _copy_rows(

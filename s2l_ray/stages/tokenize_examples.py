@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from s2l_ray import schemas
-from s2l_ray.artifacts import Artifact, FileRecord, StagedOutput, StageResult
+from s2l_ray.artifacts import Artifact, FileRecord, StageResult
+from s2l_ray.attempts import StagedOutput
 from s2l_ray.config import ResourcesConfig, TokensConfig
 from s2l_ray.errors import ArtifactError, DataError
 from s2l_ray.log import display

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from s2l_ray import schemas
-from s2l_ray.artifacts import Artifact, StagedOutput, StageResult
+from s2l_ray.artifacts import Artifact, StageResult
+from s2l_ray.attempts import StagedOutput
 from s2l_ray.config import ResourcesConfig
 from s2l_ray.log import display
 from s2l_ray.plan import ProxySettings

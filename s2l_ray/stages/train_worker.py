@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from s2l_ray.artifacts import Artifact, FileRecord, StagedOutput
+from s2l_ray.artifacts import Artifact, FileRecord
+from s2l_ray.attempts import StagedOutput
 from s2l_ray.config import ModelConfig, TrainResources
 from s2l_ray.engines import (
     DeepSpeedEngine,
@@ -67,23 +68,15 @@ def train_worker(job: TrainJob) -> None:
     context = ray.train.get_context()
     worker = _Worker(job, context.get_world_rank(), context.get_world_size())
     checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        if 0 in job.weights_at:
-            worker.keep_weights(0)
-    else:
+    if checkpoint is not None:
         with checkpoint.as_directory() as folder:
             worker.go_on_from(Path(folder))
-    train_loop(
-        worker.engine,
-        worker.plan,
-        start=worker.start,
-        keep=job.weights_at,
-        pause=pauses(job.total_steps, job.resources.checkpoint_every),
-        on_step=worker.on_step,
-        on_keep=worker.on_keep,
-        on_pause=worker.on_pause,
-    )
-    worker.finish()
+    worker.train(pauses(job.total_steps, job.resources.checkpoint_every))
+
+
+def train_alone(job: TrainJob) -> None:
+    """Train in this process, the only worker, from the first step to the last."""
+    _Worker(job, 0, 1).train(pause=frozenset())
 
 
 class _Worker:
@@ -146,6 +139,22 @@ class _Worker:
         self.start = Position(**progress["position"])
         self.steps, self.kept = progress["steps"], progress["kept"]
 
+    def train(self, pause: frozenset[int]) -> None:
+        """Train from where this worker stands to the end."""
+        if self.start.step == 0 and 0 in self.job.weights_at:
+            self.keep_weights(0)
+        train_loop(
+            self.engine,
+            self.plan,
+            start=self.start,
+            keep=self.job.weights_at,
+            pause=pause,
+            on_step=self.on_step,
+            on_keep=self.on_keep,
+            on_pause=self.on_pause,
+        )
+        self.finish()
+
     def on_step(self, report: StepReport) -> None:
         """Note a stretch of steps."""
         self.steps.append(asdict(report))
@@ -191,7 +200,8 @@ class _Worker:
 def run_job(job: TrainJob, label: str) -> tuple[list[FileRecord], list[dict[str, Any]]]:
     """Train, unless an earlier attempt has; return the files of the run and its reports at the kept steps."""
     if job.output.finished(DONE) is None:
-        train(TrainingRun(train_worker, job, job.total_steps, label), job.output, job.resources)
+        function = train_alone if job.resources.launcher == "task" else train_worker
+        train(TrainingRun(function, job, job.total_steps, label), job.output, job.resources)
     finished = job.output.finished(DONE)
     assert finished is not None
     records, note = finished

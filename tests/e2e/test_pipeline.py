@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from s2l_ray.artifacts import Artifact, Storage
+from s2l_ray.artifacts import Artifact, find_artifact
+from s2l_ray.storage import Storage
 from tests.conftest import run_s2l, write_config
 
 
@@ -21,8 +22,10 @@ class Run:
         self.storage = Storage.at(str(folder / "storage"))
 
     def artifact(self, name: str) -> Artifact:
-        (fingerprint,) = [f for f in self.storage.list_folders(name) if self.storage.find(name, f) is not None]
-        found = self.storage.find(name, fingerprint)
+        (fingerprint,) = [
+            f for f in self.storage.list_folders(name) if find_artifact(self.storage, name, f) is not None
+        ]
+        found = find_artifact(self.storage, name, fingerprint)
         assert found is not None
         return found
 
@@ -66,7 +69,7 @@ def test_trajectories_equal_transformers_loss_at_batch_one(run: Run) -> None:
     proxy, trajectories = run.artifact("proxy"), run.table("trajectories", "trajectories-").to_pylist()
     by_id = {}
     for fingerprint in run.storage.list_folders("tokens"):
-        found = run.storage.find("tokens", fingerprint)
+        found = find_artifact(run.storage, "tokens", fingerprint)
         assert found is not None
         if found.manifest.digest in proxy.manifest.inputs.values():
             by_id = {row["example_id"]: row for row in found.read_table("tokens-").to_pylist()}
@@ -164,7 +167,7 @@ def test_truth_columns_reach_neither_tokens_nor_trajectories(run: Run) -> None:
 def test_manifests_describe_their_files(run: Run) -> None:
     for name in run.storage.list_folders():
         for fingerprint in run.storage.list_folders(name):
-            found = run.storage.find(name, fingerprint)
+            found = find_artifact(run.storage, name, fingerprint)
             assert found is not None
             assert found.damaged_files() == []
 
@@ -207,7 +210,7 @@ def test_damaged_input_is_found_set_aside_and_made_again(tmp_path: Path, run: Ru
     subprocess.run(["cp", "-r", run.storage.uri, data["storage"]], check=True)
     storage = Storage.at(data["storage"])
     (fingerprint,) = storage.list_folders("trajectories")
-    artifact = storage.find("trajectories", fingerprint)
+    artifact = find_artifact(storage, "trajectories", fingerprint)
     assert artifact is not None
     path = Path(artifact.path(artifact.files("trajectories-")[0].path))
     path.write_bytes(path.read_bytes()[:-7])

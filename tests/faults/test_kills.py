@@ -11,7 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from s2l_ray.artifacts import Storage
+from s2l_ray.artifacts import find_artifact
+from s2l_ray.storage import Storage
 from tests.conftest import command, run_s2l, write_config
 
 pytestmark = pytest.mark.faults
@@ -126,7 +127,7 @@ def test_two_runs_in_one_storage_make_every_artifact_once(tmp_path: Path) -> Non
     assert [process.returncode for process in both] == [0, 0]
     ran = [label for answer in answers for label in answer["ran"]]
     storage = Storage.at(str(tmp_path / "storage"))
-    made = [a for a in storage.list_folders() for f in storage.list_folders(a) if storage.find(a, f)]
+    made = [a for a in storage.list_folders() for f in storage.list_folders(a) if find_artifact(storage, a, f)]
     assert sorted(label.removeprefix("eval_") for label in ran) == sorted(a.removeprefix("eval_") for a in made)
 
 

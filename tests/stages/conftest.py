@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
-from s2l_ray.artifacts import Artifact, StagedOutput, StageResult, Storage
+from s2l_ray.artifacts import Artifact, StageResult
+from s2l_ray.attempts import StagedOutput, begin
 from s2l_ray.config import ResourcesConfig
+from s2l_ray.storage import Storage
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +31,7 @@ class Bench:
 
     def output(self, name: str) -> StagedOutput:
         self._count += 1
-        found = self.storage.begin(name, f"{self._count:032x}")
+        found = begin(self.storage, name, f"{self._count:032x}")
         assert found is not None
         return found
 

@@ -8,7 +8,8 @@ import pytest
 from sklearn.cluster import KMeans
 
 from s2l_ray import kmeans, schemas
-from s2l_ray.artifacts import Artifact, StagedOutput, StageResult
+from s2l_ray.artifacts import Artifact, StageResult
+from s2l_ray.attempts import StagedOutput
 from s2l_ray.config import ClusterConfig, ResourcesConfig
 from s2l_ray.stages import cluster_trajectories as stage
 from tests.stages.conftest import Bench

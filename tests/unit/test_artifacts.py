@@ -26,22 +26,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from s2l_ray import artifacts
-from s2l_ray.artifacts import (
-    MANIFEST,
-    SCRATCH,
-    STALE_SECONDS,
-    Artifact,
-    FileRecord,
-    HashingSink,
-    Manifest,
-    StagedOutput,
-    Storage,
-    canonical,
-    file_digest,
-    hash_of,
-)
+from s2l_ray import attempts
+from s2l_ray.artifacts import MANIFEST, Artifact, FileRecord, Manifest, canonical, find_artifact, hash_of
+from s2l_ray.attempts import SCRATCH, STALE_SECONDS, HashingSink, StagedOutput, begin, orphans
 from s2l_ray.errors import ArtifactError, ConfigError
+from s2l_ray.storage import Storage, file_digest
 
 FINGERPRINT = "0" * 32
 SCHEMA = pa.schema([pa.field("example_id", pa.int64())])
@@ -60,15 +49,15 @@ def commit(output: StagedOutput, records=None, **changes) -> Artifact:
     return output.commit(records, **(arguments | changes))
 
 
-def begin(storage: Storage, artifact: str = "clusters", fingerprint: str = FINGERPRINT) -> StagedOutput:
-    output = storage.begin(artifact, fingerprint)
+def begun(storage: Storage, artifact: str = "clusters", fingerprint: str = FINGERPRINT) -> StagedOutput:
+    output = begin(storage, artifact, fingerprint)
     assert output is not None
     return output
 
 
 def heartbeat(output: StagedOutput, **changes) -> None:
-    beat = {"host": artifacts._host(), "pid": os.getpid(), "nonce": "n", "time": time.time()} | changes
-    output.storage.write_bytes(json.dumps(beat).encode(), *output._parts(artifacts.HEARTBEAT))
+    beat = {"host": attempts._host(), "pid": os.getpid(), "nonce": "n", "time": time.time()} | changes
+    output.storage.write_bytes(json.dumps(beat).encode(), *output._parts(attempts.HEARTBEAT))
 
 
 def dead_pid() -> int:
@@ -131,9 +120,9 @@ def test_hash_of_does_not_depend_on_the_process():
 
 
 def test_artifact_committed_is_found_with_all_it_was_given(storage):
-    output = begin(storage)
+    output = begun(storage)
     committed = commit(output)
-    found = storage.find("clusters", FINGERPRINT)
+    found = find_artifact(storage, "clusters", FINGERPRINT)
     assert found == committed
     assert found.manifest == committed.manifest
     assert found.summary == {"rows": 3}
@@ -145,14 +134,14 @@ def test_artifact_committed_is_found_with_all_it_was_given(storage):
 
 
 def test_artifact_without_manifest_does_not_exist(storage):
-    begin(storage).write_bytes("a.txt", b"hello")
-    assert storage.find("clusters", FINGERPRINT) is None
-    assert storage.find("clusters", "1" * 32) is None
-    assert storage.find("nothing", FINGERPRINT) is None
+    begun(storage).write_bytes("a.txt", b"hello")
+    assert find_artifact(storage, "clusters", FINGERPRINT) is None
+    assert find_artifact(storage, "clusters", "1" * 32) is None
+    assert find_artifact(storage, "nothing", FINGERPRINT) is None
 
 
 def test_artifact_reads_what_the_manifest_names_and_never_looks_around(storage):
-    output = begin(storage)
+    output = begun(storage)
     table = pa.table({"example_id": [1]}, schema=SCHEMA)
     record = output.write_parquet("part-0.parquet", [table], SCHEMA)
     output.write_parquet("part-1.parquet", [table], SCHEMA)
@@ -162,17 +151,17 @@ def test_artifact_reads_what_the_manifest_names_and_never_looks_around(storage):
 
 
 def test_artifact_discarded_does_not_exist_and_can_be_made_again(storage):
-    first = commit(begin(storage))
+    first = commit(begun(storage))
     first.discard()
-    assert storage.find("clusters", FINGERPRINT) is None
+    assert find_artifact(storage, "clusters", FINGERPRINT) is None
     first.discard()
-    assert commit(begin(storage)).digest == first.digest
+    assert commit(begun(storage)).digest == first.digest
 
 
 def test_commit_of_two_runs_equal_outside_run(tmp_path):
     manifests = []
     for name, seconds in (("one", 1.0), ("two", 2.0)):
-        output = begin(Storage.at(str(tmp_path / name)))
+        output = begun(Storage.at(str(tmp_path / name)))
         records = [output.write_bytes(path, path.encode()) for path in (("b", "a") if name == "one" else ("a", "b"))]
         manifests.append(json.loads(commit(output, records, run={"seconds": seconds}).manifest.to_json()))
     runs = [manifest.pop("run") for manifest in manifests]
@@ -189,14 +178,14 @@ def test_digest_follows_names_rows_and_bytes_only(storage):
 
 
 def test_commit_with_two_files_of_one_path_is_refused(storage):
-    output = begin(storage)
+    output = begun(storage)
     with pytest.raises(ArtifactError, match="same path"):
         commit(output, [output.write_bytes("a", b"1"), output.write_bytes("a", b"2")])
-    assert storage.find("clusters", FINGERPRINT) is None
+    assert find_artifact(storage, "clusters", FINGERPRINT) is None
 
 
 def test_commit_drops_the_scratch_folder(storage):
-    output = begin(storage)
+    output = begun(storage)
     output.keep("piece", [], {})
     output.write_bytes(f"{SCRATCH}/big.bin", b"x")
     artifact = commit(output)
@@ -205,7 +194,7 @@ def test_commit_drops_the_scratch_folder(storage):
 
 
 def test_manifest_round_trip(storage):
-    manifest = commit(begin(storage), summary={"é": [1, 2.5, None], "nested": {"a": True}}).manifest
+    manifest = commit(begun(storage), summary={"é": [1, 2.5, None], "nested": {"a": True}}).manifest
     assert Manifest.from_json(manifest.to_json(), "x") == manifest
 
 
@@ -219,14 +208,14 @@ def test_manifest_round_trip(storage):
 def test_manifest_garbage_is_an_artifact_error_that_says_what_to_do(storage, data):
     storage.write_bytes(data, "clusters", FINGERPRINT, MANIFEST)
     with pytest.raises(ArtifactError, match="Remove") as caught:
-        storage.find("clusters", FINGERPRINT)
+        find_artifact(storage, "clusters", FINGERPRINT)
     assert storage.uri_of("clusters", FINGERPRINT, MANIFEST) in str(caught.value)
     assert caught.value.exit_code == 1
 
 
 @pytest.mark.parametrize("change", [{"run": {}}, {"run": None}, {"surplus": 1}, {"files": None}, {"files": [{}]}])
 def test_manifest_of_another_shape_is_an_artifact_error(storage, change):
-    raw = json.loads(commit(begin(storage)).manifest.to_json()) | change
+    raw = json.loads(commit(begun(storage)).manifest.to_json()) | change
     with pytest.raises(ArtifactError):
         Manifest.from_json(json.dumps(raw).encode(), "here")
 
@@ -256,7 +245,7 @@ def test_commit_of_racing_threads_has_exactly_one_winner(storage):
     with ThreadPoolExecutor(8) as threads:
         committed = list(threads.map(run, range(8)))
     assert len({a.manifest.run["attempt"] for a in committed}) == 1
-    assert storage.find("clusters", FINGERPRINT).manifest == committed[0].manifest
+    assert find_artifact(storage, "clusters", FINGERPRINT).manifest == committed[0].manifest
     assert committed[0].damaged_files() == []
     assert [p.name for p in Path(storage.path("clusters", FINGERPRINT)).iterdir() if p.is_file()] == [MANIFEST]
 
@@ -277,7 +266,7 @@ def test_commit_of_racing_processes_has_exactly_one_winner(storage):
     winners = {answers.get(timeout=30) for _ in workers}
     for worker in workers:
         worker.join(30)
-    assert winners == {storage.find("clusters", FINGERPRINT).manifest.run["attempt"]}
+    assert winners == {find_artifact(storage, "clusters", FINGERPRINT).manifest.run["attempt"]}
 
 
 def test_create_exclusively_leaves_no_partial_file_behind(storage):
@@ -300,72 +289,72 @@ def test_create_exclusively_on_an_object_store_keeps_the_first(tmp_path, monkeyp
 
 
 def test_begin_with_nothing_there_is_a_new_attempt_each_time(storage):
-    assert begin(storage).attempt != begin(storage).attempt
+    assert begun(storage).attempt != begun(storage).attempt
 
 
 def test_begin_adopts_an_attempt_released_in_good_order(storage):
-    output = begin(storage)
+    output = begun(storage)
     with output.alive():
         output.write_bytes("a", b"x")
-    assert begin(storage) == output
+    assert begun(storage) == output
 
 
 def test_begin_adopts_an_attempt_given_up_by_an_exception(storage):
-    output = begin(storage)
+    output = begun(storage)
     output.write_bytes("a", b"x")
     with pytest.raises(RuntimeError, match="boom"), output.alive():
         raise RuntimeError("boom")
-    assert begin(storage) == output
+    assert begun(storage) == output
 
 
 def test_begin_adopts_an_attempt_whose_process_is_dead(storage):
-    output = begin(storage)
+    output = begun(storage)
     heartbeat(output, pid=dead_pid())
-    assert begin(storage) == output
+    assert begun(storage) == output
 
 
 def test_begin_adopts_an_attempt_gone_stale_on_another_machine(storage):
-    output = begin(storage)
+    output = begun(storage)
     heartbeat(output, host="elsewhere", time=time.time() - STALE_SECONDS - 1)
-    assert begin(storage) == output
+    assert begun(storage) == output
 
 
 def test_begin_adopts_an_attempt_killed_before_its_first_heartbeat(storage):
-    output = begin(storage)
+    output = begun(storage)
     output.write_bytes("a", b"x")
-    assert begin(storage) == output
+    assert begun(storage) == output
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"\x00"])
 def test_begin_adopts_an_attempt_with_an_unreadable_heartbeat(storage, data):
-    output = begin(storage)
-    storage.write_bytes(data, *output._parts(artifacts.HEARTBEAT))
-    assert begin(storage) == output
+    output = begun(storage)
+    storage.write_bytes(data, *output._parts(attempts.HEARTBEAT))
+    assert begun(storage) == output
 
 
 @pytest.mark.parametrize("host", ["elsewhere", None])
 def test_begin_leaves_a_live_attempt_alone(storage, host):
-    output = begin(storage)
-    heartbeat(output, host=host or artifacts._host())
-    assert storage.begin("clusters", FINGERPRINT) is None
+    output = begun(storage)
+    heartbeat(output, host=host or attempts._host())
+    assert begin(storage, "clusters", FINGERPRINT) is None
 
 
 def test_begin_leaves_an_attempt_alone_while_its_block_runs(storage):
-    output = begin(storage)
+    output = begun(storage)
     with output.alive():
         for _ in range(100):
             if output.heartbeat():
                 break
             time.sleep(0.01)
-        assert storage.begin("clusters", FINGERPRINT) is None
-        assert storage.orphans() == []
+        assert begin(storage, "clusters", FINGERPRINT) is None
+        assert orphans(storage) == []
 
 
 def test_begin_does_not_mix_up_artifacts_and_fingerprints(storage):
-    begin(storage).write_bytes("a", b"x")
-    other = storage.begin("clusters", "1" * 32)
+    begun(storage).write_bytes("a", b"x")
+    other = begin(storage, "clusters", "1" * 32)
     assert other.fingerprint == "1" * 32
-    assert storage.begin("subset", FINGERPRINT).artifact == "subset"
+    assert begin(storage, "subset", FINGERPRINT).artifact == "subset"
 
 
 def abandon_released(output: StagedOutput) -> None:
@@ -388,13 +377,13 @@ def abandon_unborn(output: StagedOutput) -> None:
 
 @pytest.mark.parametrize("abandon", [abandon_released, abandon_dead, abandon_stale, abandon_unborn])
 def test_begin_of_racing_adopters_gives_the_attempt_to_one(storage, abandon):
-    output = begin(storage)
+    output = begun(storage)
     abandon(output)
     barrier = threading.Barrier(6)
 
     def adopt(_: int) -> StagedOutput | None:
         barrier.wait()
-        return storage.begin("clusters", FINGERPRINT)
+        return begin(storage, "clusters", FINGERPRINT)
 
     with ThreadPoolExecutor(6) as threads:
         taken = list(threads.map(adopt, range(6)))
@@ -404,26 +393,26 @@ def test_begin_of_racing_adopters_gives_the_attempt_to_one(storage, abandon):
 
 @pytest.mark.parametrize("abandon", [abandon_released, abandon_dead, abandon_stale, abandon_unborn])
 def test_begin_after_an_adopter_was_killed_before_its_heartbeat_does_not_wait_for_ever(storage, abandon, monkeypatch):
-    output = begin(storage)
+    output = begun(storage)
     abandon(output)
-    assert begin(storage) == output  # and dies here
-    assert storage.begin("clusters", FINGERPRINT) is None
+    assert begun(storage) == output  # and dies here
+    assert begin(storage, "clusters", FINGERPRINT) is None
     now = time.time()
-    monkeypatch.setattr(artifacts.time, "time", lambda: now + STALE_SECONDS + 1)
-    assert begin(storage) != output
+    monkeypatch.setattr(attempts.time, "time", lambda: now + STALE_SECONDS + 1)
+    assert begun(storage) != output
 
 
 def test_begin_adopts_again_and_again(storage):
-    output = begin(storage)
+    output = begun(storage)
     for _ in range(3):
         with output.alive():
             output.write_bytes("a", b"x")
-        output = begin(storage)
+        output = begun(storage)
     assert len(storage.list_folders("clusters", FINGERPRINT)) == 1
 
 
 def test_heartbeat_that_cannot_be_written_leaves_the_stage_alone(storage, monkeypatch):
-    output = begin(storage)
+    output = begun(storage)
 
     def fail(*_: object) -> None:
         raise OSError("disk full")
@@ -434,8 +423,8 @@ def test_heartbeat_that_cannot_be_written_leaves_the_stage_alone(storage, monkey
 
 
 def test_heartbeat_repeats_while_the_block_runs(storage, monkeypatch):
-    monkeypatch.setattr(artifacts, "HEARTBEAT_SECONDS", 0.01)
-    output = begin(storage)
+    monkeypatch.setattr(attempts, "HEARTBEAT_SECONDS", 0.01)
+    output = begun(storage)
     times = set()
     with output.alive():
         deadline = time.monotonic() + 10
@@ -447,7 +436,7 @@ def test_heartbeat_repeats_while_the_block_runs(storage, monkeypatch):
 
 
 def test_finished_returns_what_was_kept(storage):
-    output = begin(storage)
+    output = begun(storage)
     records = [output.write_bytes("a", b"1", 2), output.write_bytes("b", b"345")]
     assert output.finished("shard-1") is None
     output.keep("shard-1", records, {"rows": 5, "é": [1]})
@@ -457,27 +446,27 @@ def test_finished_returns_what_was_kept(storage):
 
 
 def test_finished_with_a_file_of_another_size_means_not_finished(storage):
-    output = begin(storage)
+    output = begun(storage)
     output.keep("shard-1", [output.write_bytes("a", b"whole")], {})
     Path(storage.path(*output._parts("a"))).write_bytes(b"wh")
     assert output.finished("shard-1") is None
 
 
 def test_begin_of_a_run_that_slept_on_this_host_leaves_it_alone(storage):
-    heartbeat(begin(storage), time=time.time() - 100 * STALE_SECONDS)
-    assert storage.begin("clusters", FINGERPRINT) is None
+    heartbeat(begun(storage), time=time.time() - 100 * STALE_SECONDS)
+    assert begin(storage, "clusters", FINGERPRINT) is None
 
 
 def test_begin_with_the_pid_of_another_process_adopts(storage):
-    output = begin(storage)
+    output = begun(storage)
     heartbeat(output, started="1")
-    assert storage.begin("clusters", FINGERPRINT) == output
+    assert begin(storage, "clusters", FINGERPRINT) == output
 
 
 def test_begin_after_discard_never_adopts_the_discarded_attempt(storage):
-    committed = commit(begin(storage))
+    committed = commit(begun(storage))
     committed.discard()
-    fresh = storage.begin("clusters", FINGERPRINT)
+    fresh = begin(storage, "clusters", FINGERPRINT)
     assert fresh is not None
     assert fresh.attempt != committed.manifest.run["attempt"]
 
@@ -485,12 +474,12 @@ def test_begin_after_discard_never_adopts_the_discarded_attempt(storage):
 @pytest.mark.parametrize("path", ["../x", "a/../b", "/x", "a//b", ""])
 def test_open_outside_the_attempt_is_refused(storage, path):
     with pytest.raises(ArtifactError, match="no path"):
-        begin(storage).write_bytes(path, b"x")
+        begun(storage).write_bytes(path, b"x")
 
 
 @pytest.mark.parametrize("data", [b"", b'{"records": [', b"\x00\x00"])
 def test_finished_with_a_torn_receipt_means_not_finished(storage, data):
-    output = begin(storage)
+    output = begun(storage)
     storage.write_bytes(data, *output._parts(f"{SCRATCH}/receipts/shard-1.json"))
     assert output.finished("shard-1") is None
 
@@ -499,29 +488,29 @@ def test_finished_with_a_torn_receipt_means_not_finished(storage, data):
 
 
 def test_orphans_are_abandoned_attempts_only(storage):
-    abandoned = begin(storage, "proxy")
+    abandoned = begun(storage, "proxy")
     abandoned.write_bytes("a", b"x")
-    live = begin(storage, "target")
+    live = begun(storage, "target")
     heartbeat(live)
-    committed = commit(begin(storage, "clusters"))
+    committed = commit(begun(storage, "clusters"))
     loser = StagedOutput(storage, "clusters", FINGERPRINT, "attempt-" + "f" * 12)
     loser.write_bytes("a", b"x")
-    assert sorted(storage.orphans()) == sorted(
+    assert sorted(orphans(storage)) == sorted(
         [("proxy", FINGERPRINT, abandoned.attempt), ("clusters", FINGERPRINT, loser.attempt)]
     )
-    for orphan in storage.orphans():
+    for orphan in orphans(storage):
         storage.delete_folder(*orphan)
-    assert storage.orphans() == []
+    assert orphans(storage) == []
     assert committed.damaged_files() == []
 
 
 def test_orphans_include_scratch_that_a_kill_left_after_the_commit(storage):
-    artifact = commit(output := begin(storage))
+    artifact = commit(output := begun(storage))
     output.keep("piece", [], {})
-    assert storage.orphans() == [("clusters", FINGERPRINT, output.attempt, SCRATCH)]
-    storage.delete_folder(*storage.orphans()[0])
+    assert orphans(storage) == [("clusters", FINGERPRINT, output.attempt, SCRATCH)]
+    storage.delete_folder(*orphans(storage)[0])
     assert artifact.damaged_files() == []
-    assert storage.orphans() == []
+    assert orphans(storage) == []
 
 
 @pytest.mark.parametrize("path", ["src/lib/core/main.py", "home/me/attempt-photos/cat.jpg", "a/b/attempt-1/x"])
@@ -529,38 +518,40 @@ def test_orphans_never_include_folders_that_are_not_ours(tmp_path, path):
     file = tmp_path / path
     file.parent.mkdir(parents=True)
     file.write_text("precious")
-    assert Storage.at(str(tmp_path)).orphans() == []
+    assert orphans(Storage.at(str(tmp_path))) == []
 
 
 @pytest.mark.parametrize("abandon", [abandon_released, abandon_dead, abandon_stale, abandon_unborn])
 def test_orphans_do_not_include_an_attempt_just_adopted(storage, abandon):
-    output = begin(storage)
+    output = begun(storage)
     abandon(output)
-    assert len(storage.orphans()) == 1
-    assert begin(storage) == output  # the adopter has not had the time for a heartbeat
-    assert storage.orphans() == []
+    assert len(orphans(storage)) == 1
+    assert begun(storage) == output  # the adopter has not had the time for a heartbeat
+    assert orphans(storage) == []
 
 
 def test_orphans_do_not_include_an_attempt_committed_while_they_are_listed(storage, monkeypatch):
-    output = begin(storage)
+    output = begun(storage)
     output.write_bytes("a", b"x")
     heartbeat(output)
     read = StagedOutput.heartbeat
 
     def commits_in_between(self: StagedOutput):
         beat = read(self)
+        monkeypatch.setattr(StagedOutput, "heartbeat", read)
         commit(output)
+        monkeypatch.setattr(StagedOutput, "heartbeat", commits_in_between)
         heartbeat(output, pid=-1, time=0)
         return beat
 
     monkeypatch.setattr(StagedOutput, "heartbeat", commits_in_between)
-    assert storage.orphans() == []
+    assert orphans(storage) == []
     monkeypatch.setattr(StagedOutput, "heartbeat", read)
-    assert storage.orphans() == []
+    assert orphans(storage) == []
 
 
 def test_orphans_of_a_storage_that_does_not_exist_are_none(storage):
-    assert storage.orphans() == []
+    assert orphans(storage) == []
     assert not Path(storage.uri).exists()
 
 
@@ -568,7 +559,7 @@ def test_orphans_of_a_storage_that_does_not_exist_are_none(storage):
 
 
 def test_damaged_files_finds_truncated_flipped_and_missing(storage):
-    output = begin(storage)
+    output = begun(storage)
     names = ("flipped", "good", "grown", "missing", "truncated")
     artifact = commit(output, [output.write_bytes(name, b"0123456789") for name in names])
     assert artifact.damaged_files() == []
@@ -587,7 +578,7 @@ def test_damaged_files_finds_truncated_flipped_and_missing(storage):
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_read_rows_equals_slicing_across_row_groups(tmp_path, groups, start, stop):
     storage = Storage.at(str(tmp_path))
-    output = begin(storage, fingerprint=uuid.uuid4().hex)
+    output = begun(storage, fingerprint=uuid.uuid4().hex)
     n_rows = sum(groups)
     edges = np.cumsum([0, *groups])
     tables = [pa.table({"example_id": range(a, b)}, schema=SCHEMA) for a, b in itertools.pairwise(edges)]
@@ -599,7 +590,7 @@ def test_read_rows_equals_slicing_across_row_groups(tmp_path, groups, start, sto
 
 
 def test_read_rows_touches_only_the_row_groups_that_hold_them(storage):
-    output = begin(storage)
+    output = begun(storage)
     tables = [pa.table({"example_id": np.arange(1000) + i}, schema=SCHEMA) for i in range(4)]
     artifact = commit(output, [record := output.write_parquet("a.parquet", tables, SCHEMA)])
     metadata = pq.ParquetFile(artifact.path("a.parquet")).metadata
@@ -616,7 +607,7 @@ def test_read_rows_touches_only_the_row_groups_that_hold_them(storage):
 
 @pytest.mark.parametrize("damage", [b"", b"PAR1", b"x" * 100])
 def test_read_rows_of_a_damaged_file_is_an_artifact_error(storage, damage):
-    output = begin(storage)
+    output = begun(storage)
     table = pa.table({"example_id": [1]}, schema=SCHEMA)
     artifact = commit(output, [record := output.write_parquet("a.parquet", [table], SCHEMA)])
     Path(artifact.path("a.parquet")).write_bytes(damage)
@@ -625,7 +616,7 @@ def test_read_rows_of_a_damaged_file_is_an_artifact_error(storage, damage):
 
 
 def test_read_table_takes_files_in_order_of_path(storage):
-    output = begin(storage)
+    output = begun(storage)
     records = [
         output.write_parquet(f"p-{i}.parquet", [pa.table({"example_id": [i]}, schema=SCHEMA)], SCHEMA)
         for i in (2, 0, 1)
@@ -635,11 +626,11 @@ def test_read_table_takes_files_in_order_of_path(storage):
 
 def test_read_table_of_no_file_is_an_artifact_error(storage):
     with pytest.raises(ArtifactError, match="rows-"):
-        commit(begin(storage)).read_table("rows-")
+        commit(begun(storage)).read_table("rows-")
 
 
 def test_write_parquet_casts_to_the_schema_and_counts_rows(storage):
-    output = begin(storage)
+    output = begun(storage)
     record = output.write_parquet("a.parquet", [pa.table({"example_id": pa.array([1, 2], pa.int32())})], SCHEMA)
     assert record.rows == 2
     assert output.read_parquet("a.parquet").schema.equals(SCHEMA)
@@ -658,7 +649,7 @@ def test_hashing_sink_agrees_with_hashlib(chunks):
 
 
 def test_file_record_of_a_parquet_file_is_what_lies_on_disk(storage):
-    output = begin(storage)
+    output = begun(storage)
     tables = [pa.table({"example_id": range(100)}, schema=SCHEMA)] * 3
     record = output.write_parquet("deep/er/a.parquet", tables, SCHEMA)
     data = Path(output.uri, "deep/er/a.parquet").read_bytes()
@@ -672,7 +663,7 @@ def test_add_folder_copies_every_file_below_the_prefix(storage, tmp_path, prefix
     (source / "sub").mkdir(parents=True)
     (source / "b.txt").write_bytes(b"b")
     (source / "sub" / "a.txt").write_bytes(b"a")
-    artifact = commit(output := begin(storage), output.add_folder(source, prefix))
+    artifact = commit(output := begun(storage), output.add_folder(source, prefix))
     start = f"{prefix}/" if prefix else ""
     assert [f.path for f in artifact.files()] == [f"{start}b.txt", f"{start}sub/a.txt"]
     with artifact.local_folder(prefix) as folder:
@@ -680,7 +671,7 @@ def test_add_folder_copies_every_file_below_the_prefix(storage, tmp_path, prefix
 
 
 def test_remove_takes_a_file_away_and_minds_nothing_missing(storage):
-    output = begin(storage)
+    output = begun(storage)
     output.write_bytes("a", b"x")
     output.remove("a")
     output.remove("a")
@@ -722,11 +713,11 @@ def test_storage_home_is_expanded(tmp_path, monkeypatch):
 def test_storage_of_an_odd_name_works_throughout(tmp_path, name):
     storage = Storage.at(str(tmp_path / name))
     storage.check_writable()
-    output = begin(storage)
+    output = begun(storage)
     with output.alive():
         table = pa.table({"example_id": [1]}, schema=SCHEMA)
         artifact = commit(output, [output.write_parquet("a.parquet", [table], SCHEMA)])
-    assert storage.find("clusters", FINGERPRINT).read_table("a").num_rows == 1
+    assert find_artifact(storage, "clusters", FINGERPRINT).read_table("a").num_rows == 1
     assert artifact.damaged_files() == []
     assert Path(artifact.uri).is_dir()
     assert (tmp_path / name / "clusters" / FINGERPRINT / MANIFEST).is_file()
@@ -789,7 +780,7 @@ def test_check_writable_without_hard_links_says_so_before_anything_runs(storage,
 
 
 def test_pickle_of_storage_artifact_and_output_keeps_the_address(storage):
-    output = begin(storage)
+    output = begun(storage)
     artifact = commit(output)
     assert artifact.damaged_files() == []  # the file system handle is open by now
     for thing in (storage, output, artifact):
@@ -801,21 +792,30 @@ def test_pickle_of_storage_artifact_and_output_keeps_the_address(storage):
 
 
 def test_artifact_equality_is_that_of_the_address(storage):
-    artifact = commit(begin(storage))
-    assert artifact == storage.find("clusters", FINGERPRINT)
-    assert hash(artifact) == hash(storage.find("clusters", FINGERPRINT))
-    assert artifact != commit(begin(storage, "subset"))
+    artifact = commit(begun(storage))
+    assert artifact == find_artifact(storage, "clusters", FINGERPRINT)
+    assert hash(artifact) == hash(find_artifact(storage, "clusters", FINGERPRINT))
+    assert artifact != commit(begun(storage, "subset"))
     assert artifact != artifact.uri
 
 
-def test_read_json_lines(storage):
-    output = begin(storage)
-    artifact = commit(output, [output.write_bytes("m.jsonl", b'{"a": 1}\n{"a": 2}\n')])
-    assert artifact.read_json_lines("m.jsonl") == [{"a": 1}, {"a": 2}]
+def test_commit_of_an_attempt_that_another_process_took_over_is_refused(storage):
+    output = begun(storage)
+    heartbeat(output, host="elsewhere", process="another")
+    with pytest.raises(ArtifactError, match="took this work over"):
+        commit(output)
+    assert find_artifact(storage, "clusters", FINGERPRINT) is None
+
+
+def test_commit_of_an_attempt_that_another_process_took_over_and_finished_returns_its_result(storage):
+    output = begun(storage)
+    finished = commit(output)
+    heartbeat(output, host="elsewhere", process="another")
+    assert commit(output) == finished
 
 
 def test_manifest_keys_are_the_contract(storage):
-    raw = json.loads(commit(begin(storage)).manifest.to_json())
+    raw = json.loads(commit(begun(storage)).manifest.to_json())
     assert list(raw) == ["artifact", "fingerprint", "config", "inputs", "files", "summary", "run"]
     assert list(raw["files"][0]) == ["path", "bytes", "rows", "sha256"]
     assert raw["files"][0] == asdict(FileRecord("a.txt", 5, None, hashlib.sha256(b"hello").hexdigest()))

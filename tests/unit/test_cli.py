@@ -10,8 +10,10 @@ import pytest
 
 import s2l_ray
 from s2l_ray import cli
-from s2l_ray.artifacts import Storage
+from s2l_ray.artifacts import find_artifact
+from s2l_ray.attempts import begin
 from s2l_ray.errors import ArtifactError, ConfigError, DataError, S2LError, StageFailed
+from s2l_ray.storage import Storage
 
 ROOT = Path(s2l_ray.__file__).parent.parent
 QUICKSTART = str(ROOT / "workflows" / "quickstart.yaml")
@@ -31,13 +33,13 @@ def run(capsys, *arguments: str) -> tuple[int, str, str]:
 
 
 def abandoned_attempt(storage: Storage) -> Path:
-    output = storage.begin("proxy", FINGERPRINT)
+    output = begin(storage, "proxy", FINGERPRINT)
     output.write_bytes("a", b"x")
     return Path(output.uri)
 
 
 def committed_artifact(storage: Storage) -> Path:
-    output = storage.begin("clusters", FINGERPRINT)
+    output = begin(storage, "clusters", FINGERPRINT)
     output.commit([output.write_bytes("a", b"x")], config={}, inputs={}, summary={"rows": 1}, run={"finished": "now"})
     return Path(storage.uri_of("clusters", FINGERPRINT))
 
@@ -263,7 +265,7 @@ def test_gc_dry_run_removes_nothing_and_gc_then_removes_the_abandoned_only(capsy
     assert str(attempt) in err
     assert not attempt.exists()
     assert (kept / "manifest.json").is_file()
-    assert storage.find("clusters", FINGERPRINT).damaged_files() == []
+    assert find_artifact(storage, "clusters", FINGERPRINT).damaged_files() == []
 
 
 def test_gc_json_is_one_object(capsys, storage):

@@ -10,18 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s2l_ray.config import (
-    Config,
-    Experiment,
-    FreshModel,
-    derive_seed,
-    load_experiment,
-    override,
-    parse_experiment,
-    parse_override,
-    parse_yaml,
-)
+from s2l_ray.config import Config, FreshModel, derive_seed
 from s2l_ray.errors import ConfigError
+from s2l_ray.experiment import Experiment, load_experiment, override, parse_experiment, parse_override
+from s2l_ray.strict_yaml import parse_yaml
 
 SYNTHETIC = "examples: {synthetic: {}}\n"
 SECTIONS_WITH_SEED = ("proxy", "cluster", "select", "target")

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from s2l_ray import digests
-from s2l_ray.artifacts import Storage
 from s2l_ray.digests import CACHE, DigestCache, OutsideFile, model_files
 from s2l_ray.errors import DataError
+from s2l_ray.storage import Storage
 
 
 @pytest.fixture

@@ -141,7 +141,7 @@ def test_module_loads_nothing_that_can_run_code(path):
 def test_strict_loader_is_a_safe_loader():
     from yaml import SafeLoader
 
-    from s2l_ray.config import _StrictLoader
+    from s2l_ray.strict_yaml import _StrictLoader
 
     assert issubclass(_StrictLoader, SafeLoader)
     assert not any(tag and "python" in tag for tag in _StrictLoader.yaml_constructors)

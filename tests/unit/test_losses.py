@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s2l_ray import losses
-from s2l_ray.losses import LOSS_GRID, head_is_plain, mean_losses, response_loss_module, to_tensors
+from s2l_ray.losses import LOSS_GRID, head_is_plain, mean_hidden_states, mean_losses, response_loss_module, to_tensors
 from tests.unit import tiny
 
 CPU = torch.device("cpu")
@@ -211,3 +211,18 @@ def test_an_example_without_response_has_loss_zero_and_no_gradient():
     assert loss_B.tolist() == [0.0, 0.0]
     loss_B.sum().backward()
     assert all(p.grad is None or not p.grad.any() for p in module.parameters())
+
+
+@pytest.mark.parametrize("name", ["gpt_neox", "llama", "gpt2"])
+def test_mean_hidden_states_are_transformers_own(name):
+    model = tiny.model(name, scale=3.0).eval()
+    rows = tiny.rows(20, seed=4)
+    found = mean_hidden_states(model, rows, batch_tokens=64, pad_id=0, device=torch.device("cpu"), bf16=False)
+    for n in range(len(rows)):
+        ids = torch.from_numpy(rows.token[rows.token_offset[n] : rows.token_offset[n + 1]].astype(np.int64))
+        with torch.no_grad():
+            hidden_LD = model(input_ids=ids[None], output_hidden_states=True).hidden_states[-1][0].numpy()
+        spans = rows.span[rows.span_offset[n] : rows.span_offset[n + 1]]
+        response = np.concatenate([np.arange(start, stop) for start, stop in spans])
+        assert found[n] == pytest.approx(hidden_LD[response].mean(axis=0), abs=1e-5)
+    assert (found / LOSS_GRID == np.round(found / LOSS_GRID)).all()

@@ -9,11 +9,15 @@ import pytest
 import yaml
 
 import s2l_ray
-from s2l_ray.artifacts import Artifact, Manifest, Storage
-from s2l_ray.config import Config, Experiment, load_experiment, parse_experiment, parse_yaml
+from s2l_ray.artifacts import Artifact, Manifest, find_artifact
+from s2l_ray.attempts import begin
+from s2l_ray.config import Config
 from s2l_ray.digests import DigestCache
 from s2l_ray.errors import ConfigError, DataError, S2LError
+from s2l_ray.experiment import Experiment, load_experiment, parse_experiment
 from s2l_ray.plan import STAGES, Check, Node, Pipeline, build_pipeline, examine
+from s2l_ray.storage import Storage
+from s2l_ray.strict_yaml import parse_yaml
 
 ROOT = Path(s2l_ray.__file__).parent.parent
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.yaml"))
@@ -363,7 +367,7 @@ def test_held_out_data_of_its_own_leaves_all_examples_to_training(tmp_path):
 
 
 def make(state, storage: Storage, salt: str = "") -> None:
-    output = storage.begin(state.node.artifact, state.fingerprint)
+    output = begin(storage, state.node.artifact, state.fingerprint)
     output.commit(
         [output.write_bytes("a", (state.node.artifact + salt).encode())], config={}, inputs={}, summary={}, run={}
     )
@@ -380,7 +384,7 @@ def make_all(pipeline: Pipeline, storage: Storage) -> int:
         if not ready:
             return passes
         for state in ready:
-            if storage.find(state.node.artifact, state.fingerprint) is None:
+            if find_artifact(storage, state.node.artifact, state.fingerprint) is None:
                 make(state, storage)
     raise AssertionError("never done")
 

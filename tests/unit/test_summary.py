@@ -9,11 +9,13 @@ import pyarrow as pa
 import pytest
 
 from s2l_ray import schemas, summary
-from s2l_ray.artifacts import Storage
-from s2l_ray.config import parse_experiment
+from s2l_ray.artifacts import find_artifact
+from s2l_ray.attempts import begin
 from s2l_ray.digests import DigestCache
 from s2l_ray.errors import ArtifactError, ConfigError
+from s2l_ray.experiment import parse_experiment
 from s2l_ray.plan import build_pipeline, examine
+from s2l_ray.storage import Storage
 from s2l_ray.summary import RunSummary, inspect_folder, redacted
 
 MODEL = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -41,14 +43,14 @@ def run_of(storage: Storage, **sections) -> RunSummary:
         made = {state.node.key: state.artifact for state in states if state.artifact}
         missing = [state for state in states if state.artifact is None]
         for state in (s for s in missing if s.fingerprint):
-            if storage.find(state.node.artifact, state.fingerprint) is None:
+            if find_artifact(storage, state.node.artifact, state.fingerprint) is None:
                 commit(storage, state)
     result = SimpleNamespace(artifacts=made, ran=["examples"], seconds=12.3456)
     return RunSummary(experiment, pipeline, result, storage)
 
 
 def commit(storage: Storage, state) -> None:
-    output = storage.begin(state.node.artifact, state.fingerprint)
+    output = begin(storage, state.node.artifact, state.fingerprint)
     if state.node.artifact == "comparison":
         rows = [
             {"arm": arm, "metric": metric, "value": value, "low": low, "high": high}

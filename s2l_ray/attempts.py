@@ -1,0 +1,356 @@
+"""Attempts: how an artifact comes to exist, whatever is killed meanwhile.
+
+A stage writes into an attempt folder of its own; the commit writes the manifest, which makes the artifact exist. An
+attempt that was cut short is adopted by the next run of the same thing, which finds the pieces that it already
+finished (`StagedOutput.finished`). A heartbeat says who is at work; it saves work and guards nothing.
+"""
+
+import hashlib
+import io
+import json
+import os
+import re
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from s2l_ray.artifacts import DISCARDED, MANIFEST, Artifact, FileRecord, Manifest, find_artifact
+from s2l_ray.errors import ArtifactError
+from s2l_ray.storage import CHUNK, Storage
+
+HEARTBEAT = "heartbeat.json"
+SCRATCH = "scratch"
+HEARTBEAT_SECONDS = 5.0
+STALE_SECONDS = 60.0
+_PROCESS = uuid.uuid4().hex
+"""Tells this process from any other that ever wrote a heartbeat."""
+_ATTEMPT = re.compile(r"attempt-[0-9a-f]{12}")
+
+
+def begin(storage: Storage, artifact: str, fingerprint: str) -> "StagedOutput | None":
+    """Return an attempt to write an artifact: an abandoned one, else a new one, None while another run is at it.
+
+    Of several that would adopt the same attempt the first to write a claim has it; the claim counts until the
+    adopter has had the time for a heartbeat of its own.
+    """
+    for staged in _attempts(storage, artifact, fingerprint):
+        if staged.read_bytes(DISCARDED) is not None:
+            continue
+        beat = staged.heartbeat()
+        if beat is not None and _is_alive(beat):
+            return None
+        claim = _claim_of(staged, beat)
+        if storage.create_exclusively(json.dumps({"time": time.time(), "by": uuid.uuid4().hex}).encode(), *claim):
+            return staged
+        if _is_claimed(storage, claim):
+            return None
+    return StagedOutput(storage, artifact, fingerprint, f"attempt-{uuid.uuid4().hex[:12]}")
+
+
+def orphans(storage: Storage) -> list[tuple[str, ...]]:
+    """Return what nobody works on and no manifest names, as parts of a path below the root.
+
+    That is (artifact, fingerprint, attempt), or with `scratch` at the end what a committed attempt left over.
+    Folders that are no attempts of ours are none of our business, wherever this storage may point.
+    """
+    found: list[tuple[str, ...]] = []
+    for artifact in storage.list_folders():
+        for fingerprint in storage.list_folders(artifact):
+            for staged in _attempts(storage, artifact, fingerprint):
+                beat = staged.heartbeat()
+                if (beat and _is_alive(beat)) or _is_claimed(storage, _claim_of(staged, beat)):
+                    continue
+                # Only now the manifest: an attempt is alive until it is committed.
+                committed = find_artifact(storage, artifact, fingerprint)
+                if committed is None or committed.manifest.run["attempt"] != staged.attempt:
+                    found.append((artifact, fingerprint, staged.attempt))
+                elif SCRATCH in storage.list_folders(artifact, fingerprint, staged.attempt):
+                    found.append((artifact, fingerprint, staged.attempt, SCRATCH))
+    return found
+
+
+@dataclass(frozen=True)
+class StagedOutput:
+    """An attempt folder, before its manifest. Cheap to pickle: workers write through it and return `FileRecord`s."""
+
+    storage: Storage
+    artifact: str
+    fingerprint: str
+    attempt: str
+
+    @property
+    def uri(self) -> str:
+        """The attempt folder."""
+        return self.storage.uri_of(self.artifact, self.fingerprint, self.attempt)
+
+    @property
+    def scratch_uri(self) -> str:
+        """A folder of the attempt for what is needed until the commit only."""
+        return self.storage.uri_of(self.artifact, self.fingerprint, self.attempt, SCRATCH)
+
+    def uri_of(self, path: str) -> str:
+        """Return where other programs find a file of the attempt."""
+        return self.storage.uri_of(self.artifact, self.fingerprint, self.attempt, path)
+
+    def _parts(self, path: str) -> tuple[str, ...]:
+        if any(part in ("", ".", "..") for part in path.split("/")):
+            raise ArtifactError(f"{path!r} is no path within an artifact; rename the input file or its source.")
+        return (self.artifact, self.fingerprint, self.attempt, path)
+
+    @contextmanager
+    def open(self, path: str) -> Iterator["HashingSink"]:
+        """Open a file for writing; its `FileRecord` is `sink.record(rows)` once the block has ended."""
+        full = self.storage.path(*self._parts(path))
+        if self.storage.is_local:
+            Path(full).parent.mkdir(parents=True, exist_ok=True)
+        with self.storage.filesystem.open_output_stream(full) as stream:
+            yield HashingSink(stream, path)
+
+    def write_bytes(self, path: str, data: bytes, rows: int | None = None) -> FileRecord:
+        """Write one whole file."""
+        with self.open(path) as sink:
+            sink.write(data)
+        return sink.record(rows)
+
+    def write_parquet(self, path: str, tables: Iterable[pa.Table], schema: pa.Schema) -> FileRecord:
+        """Write tables of one schema into one Parquet file, a row group each."""
+        rows = 0
+        with (
+            self.open(path) as sink,
+            pq.ParquetWriter(pa.PythonFile(sink, mode="w"), schema, compression="zstd") as writer,
+        ):
+            for table in tables:
+                writer.write_table(table.cast(schema) if table.schema != schema else table)
+                rows += table.num_rows
+        return sink.record(rows)
+
+    def add_folder(self, folder: Path, prefix: str) -> list[FileRecord]:
+        """Copy the files of a local folder below `prefix`."""
+        records = []
+        for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+            with file.open("rb") as source:
+                records.append(self._copy(source, _below(prefix, file.relative_to(folder).as_posix()), None))
+        return records
+
+    def add_artifact(self, artifact: Artifact, prefix: str) -> list[FileRecord]:
+        """Copy the files that an artifact's manifest names below `prefix`."""
+        records = []
+        for record in artifact.files():
+            with artifact.storage.filesystem.open_input_stream(artifact.path(record.path)) as source:
+                records.append(self._copy(source, _below(prefix, record.path), record.rows))
+        return records
+
+    def _copy(self, source: Any, path: str, rows: int | None) -> FileRecord:
+        with self.open(path) as sink:
+            while chunk := source.read(CHUNK):
+                sink.write(chunk)
+        return sink.record(rows)
+
+    def keep(self, piece: str, records: list[FileRecord], note: Mapping[str, Any]) -> None:
+        """Remember that a piece of the work is done, for the run that may have to adopt this attempt."""
+        data = json.dumps({"records": [asdict(r) for r in records], "note": dict(note)}).encode()
+        self.storage.write_bytes(data, *self._parts(f"{SCRATCH}/receipts/{piece}.json"))
+
+    def finished(self, piece: str) -> tuple[list[FileRecord], dict[str, Any]] | None:
+        """Return what `keep` remembered for a piece; None where it cannot be read, or a file is not as it says."""
+        data = self.storage.read_bytes(*self._parts(f"{SCRATCH}/receipts/{piece}.json"))
+        try:
+            raw = json.loads(data or b"")
+        except ValueError:
+            return None
+        records = [FileRecord(**r) for r in raw["records"]]
+        infos = self.storage.filesystem.get_file_info([self.storage.path(*self._parts(r.path)) for r in records])
+        if any(info.size != record.bytes for info, record in zip(infos, records, strict=True)):
+            return None
+        return records, raw["note"]
+
+    def read_bytes(self, path: str) -> bytes | None:
+        """Return a file of the attempt, or None."""
+        return self.storage.read_bytes(*self._parts(path))
+
+    def read_parquet(self, path: str, columns: list[str] | None = None) -> pa.Table:
+        """Read back a Parquet file of the attempt."""
+        with self.storage.filesystem.open_input_file(self.storage.path(*self._parts(path))) as stream:
+            return pq.ParquetFile(stream).read(columns=columns)
+
+    def remove(self, path: str) -> None:
+        """Remove a file of the attempt, if it is there."""
+        if self.read_bytes(path) is not None:
+            self.storage.filesystem.delete_file(self.storage.path(*self._parts(path)))
+
+    def heartbeat(self) -> dict[str, Any] | None:
+        """Return who last said to be at work here, or None."""
+        data = self.storage.read_bytes(*self._parts(HEARTBEAT))
+        try:
+            return dict(json.loads(data)) if data else None
+        except ValueError:
+            return None
+
+    @contextmanager
+    def alive(self) -> Iterator[None]:
+        """Say every few seconds that this process is at work here. Advisory: it saves work and guards nothing."""
+        stop = threading.Event()
+        beat = {
+            "host": _host(),
+            "pid": os.getpid(),
+            "started": _started(os.getpid()),
+            "process": _PROCESS,
+            "nonce": uuid.uuid4().hex,
+        }
+
+        def say(**now: float) -> None:
+            # A storage that fails for good fails the stage itself, with a better message than ours.
+            with suppress(OSError):
+                self.storage.write_bytes(json.dumps({**beat, **now}).encode(), *self._parts(HEARTBEAT))
+
+        def beats() -> None:
+            while not stop.wait(HEARTBEAT_SECONDS):
+                say(time=time.time())
+
+        say(time=time.time())
+        thread = threading.Thread(target=beats, name=f"heartbeat-{self.artifact}", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+            # An attempt given up in good order is free at once; `time: 0` is long ago for every reader.
+            say(pid=-1, time=0)
+
+    def commit(
+        self,
+        records: Iterable[FileRecord],
+        *,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        summary: Mapping[str, Any],
+        run: Mapping[str, Any],
+    ) -> Artifact:
+        """Write the manifest and drop the scratch folder.
+
+        Where another run was first, its artifact is the one that exists, and is returned.
+
+        Raises:
+            ArtifactError: another process took this attempt over, having heard nothing from this one for long.
+        """
+        beat = self.heartbeat()
+        if beat is not None and beat.get("process", _PROCESS) != _PROCESS:
+            committed = find_artifact(self.storage, self.artifact, self.fingerprint)
+            if committed is not None:
+                return committed
+            raise ArtifactError(
+                f"{self.uri}: another run took this work over, since this one was not heard of for "
+                f"{STALE_SECONDS:.0f} s. The same command waits for that run and goes on with its result."
+            )
+        files = tuple(sorted(records, key=lambda r: r.path))
+        if len({f.path for f in files}) != len(files):
+            raise ArtifactError(
+                f"{self.uri}: two files claim the same path; this is a fault of the stage, please report it."
+            )
+        manifest = Manifest(
+            artifact=self.artifact,
+            fingerprint=self.fingerprint,
+            config=dict(config),
+            inputs=dict(inputs),
+            files=files,
+            summary=dict(summary),
+            run={**run, "attempt": self.attempt},
+        )
+        self.storage.create_exclusively(manifest.to_json(), self.artifact, self.fingerprint, MANIFEST)
+        committed = find_artifact(self.storage, self.artifact, self.fingerprint)
+        if committed is None:
+            raise ArtifactError(
+                f"{self.uri}: the manifest was written and is gone. Is something cleaning this storage?"
+            )
+        with suppress(OSError):  # the artifact exists; `gc` takes what stays behind
+            self.storage.delete_folder(*self._parts(SCRATCH))
+        return committed
+
+
+class HashingSink(io.RawIOBase):
+    """A writable file that knows its length and SHA-256."""
+
+    def __init__(self, stream: IO[bytes], path: str) -> None:
+        self._stream = stream
+        self._path = path
+        self._hash = hashlib.sha256()
+        self._bytes = 0
+
+    def writable(self) -> bool:
+        """Yes."""
+        return True
+
+    def write(self, data: Any) -> int:
+        """Write bytes."""
+        view = memoryview(data)
+        self._stream.write(view)
+        self._hash.update(view)
+        self._bytes += view.nbytes
+        return view.nbytes
+
+    def record(self, rows: int | None) -> FileRecord:
+        """Return what the manifest has to say about the file."""
+        return FileRecord(self._path, self._bytes, rows, self._hash.hexdigest())
+
+
+def _below(prefix: str, path: str) -> str:
+    return f"{prefix}/{path}" if prefix else path
+
+
+def _host() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        boot = ""
+    try:
+        namespace = str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        namespace = ""
+    return f"{socket.gethostname()}/{boot}/{namespace}"
+
+
+def _claim_of(staged: StagedOutput, beat: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """Return the place of the claim on an attempt that was left with this heartbeat."""
+    return staged.artifact, staged.fingerprint, staged.attempt, f"claim-{beat['nonce'] if beat else 'first'}"
+
+
+def _is_alive(beat: Mapping[str, Any]) -> bool:
+    if beat["host"] != _host():
+        return bool(time.time() - beat["time"] <= STALE_SECONDS)
+    # On the same host the process itself tells, and a laptop that slept for an hour has not died of it.
+    try:
+        os.kill(beat["pid"], 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    started = _started(beat["pid"])
+    return bool(beat["time"] > 0 and beat.get("started", started) == started)
+
+
+def _started(pid: int) -> str:
+    """Return when a process started [clock ticks since boot], so that a number used again is not taken for it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def _attempts(storage: Storage, artifact: str, fingerprint: str) -> list[StagedOutput]:
+    names = storage.list_folders(artifact, fingerprint)
+    return [StagedOutput(storage, artifact, fingerprint, name) for name in names if _ATTEMPT.fullmatch(name)]
+
+
+def _is_claimed(storage: Storage, claim: tuple[str, ...]) -> bool:
+    data = storage.read_bytes(*claim)
+    return data is not None and time.time() - float(json.loads(data)["time"]) < STALE_SECONDS

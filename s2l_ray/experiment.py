@@ -1,0 +1,231 @@
+"""An experiment: a config file as read, its `--set` lines applied, its arms laid out.
+
+Each arm is a complete `Config`; arms share what precedes their first difference. Everything that is wrong is said here,
+with the file, the key, what was found and what was expected.
+"""
+
+import difflib
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from s2l_ray.config import Config, Section
+from s2l_ray.errors import ConfigError
+from s2l_ray.strict_yaml import parse_yaml
+
+MAIN_ARM = "main"
+SHARED = ("storage", "resources")
+"""What all arms have in common: one run has one storage and one Ray."""
+MAX_SHOWN = 120
+"""Characters of a wrong value in a message."""
+
+SectionT = TypeVar("SectionT", bound=Section)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A config file as read: its arms, each a complete `Config`, and the sparse text they came from."""
+
+    name: str
+    arms: Mapping[str, Config]
+    sparse: Mapping[str, Any]
+
+    @property
+    def shared(self) -> Config:
+        """What all arms have in common for storage and resources: the first arm."""
+        return next(iter(self.arms.values()))
+
+
+def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Experiment:
+    """Read a YAML file, apply `--set` lines, and return its arms.
+
+    Args:
+        path: the YAML file.
+        overrides: lines `dotted.path=value`; a value is read as a YAML scalar, list or mapping.
+
+    Raises:
+        ConfigError: the file, a key or a value is not what it must be.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the config {path}: {error}. Give the path of a UTF-8 YAML file.") from error
+    return parse_experiment(parse_yaml(text, origin=str(path)), overrides or [], origin=str(path), name=path.stem)
+
+
+def parse_experiment(data: Any, overrides: list[str], *, origin: str, name: str) -> Experiment:
+    """Turn a parsed mapping and `--set` lines into an `Experiment`; see `load_experiment`."""
+    if not isinstance(data, dict):
+        raise ConfigError(f"{origin}: found {_kind(data)}, expected a mapping of sections such as `examples:`.")
+    data = dict(data)
+    arms = data.pop("arms", None)
+    if "sweep" in data and data.pop("sweep"):
+        raise ConfigError(f"{origin}: `sweep` is not run by this version; remove it or leave it empty.")
+    if arms is not None and (not isinstance(arms, dict) or not all(isinstance(a, dict) for a in arms.values())):
+        raise ConfigError(f"{origin}: `arms` must map a name to overrides, e.g. `random: {{select.method: random}}`.")
+    set_paths = []
+    for line in overrides:
+        dotted, value = parse_override(line)
+        if dotted.partition(".")[0] in ("arms", "sweep"):
+            raise ConfigError(
+                f"--set {line!r}: found `arms` or `sweep`, expected a value of a section. Write them in {origin}; "
+                "to run one variant alone, set its own paths, e.g. `--set select.method=random`."
+            )
+        set_paths.append(dotted)
+        data = override(data, dotted, value)
+    for arm, changes in (arms or {}).items():
+        _check_arm(arm, changes, origin)
+    clash = any(_overlap(s, str(p)) for s in set_paths for arm in (arms or {}).values() for p in arm)
+    if not arms or clash:
+        arms = {MAIN_ARM: {}}
+    configs = {}
+    for arm, changes in arms.items():
+        arm_data = data
+        for dotted, value in changes.items():
+            arm_data = override(arm_data, str(dotted), value)
+        where = origin if arm == MAIN_ARM else f"{origin} (arm {arm})"
+        configs[str(arm)] = validated(Config, arm_data, where)
+    return Experiment(name=name, arms=configs, sparse=data | {"arms": arms})
+
+
+def _check_arm(arm: Any, changes: Mapping[Any, Any], origin: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", str(arm)):
+        raise ConfigError(f"{origin}: arm name {arm!r}: expected letters, digits, `_` or `-`, 40 at most.")
+    for dotted, value in changes.items():
+        if str(dotted).partition(".")[0] in SHARED:
+            raise ConfigError(
+                f"{origin} (arm {arm}): found `{dotted}`, which all arms share. Set it outside `arms`, or with `--set`."
+            )
+        if isinstance(value, Mapping) and dotted in Config.model_fields:
+            # It would replace the section, and silently drop what the file sets there for all arms.
+            first = next(iter(value), "...")
+            raise ConfigError(
+                f"{origin} (arm {arm}): found the whole section `{dotted}`, expected dotted keys. "
+                f"Write `{dotted}.{first}: ...`."
+            )
+
+
+def override(data: Mapping[str, Any], dotted: str, value: Any) -> dict[str, Any]:
+    """Return a copy of `data` with the value at a dotted path replaced; missing sections are made.
+
+    Raises:
+        ConfigError: the path is empty or runs through something that is not a section.
+    """
+    head, _, rest = dotted.partition(".")
+    if not head or (not rest and dotted.endswith(".")):
+        raise ConfigError(f"override path {dotted!r}: expected names joined by dots, e.g. `cluster.n_clusters`.")
+    result = dict(data)
+    if not rest:
+        result[head] = value
+        return result
+    section = result.get(head)
+    if section is not None and not isinstance(section, Mapping):
+        raise ConfigError(f"override path {dotted!r}: `{head}` is {_kind(section)}, not a section.")
+    result[head] = override(section or {}, rest, value)
+    return result
+
+
+def parse_override(line: str) -> tuple[str, Any]:
+    """Split a `--set` line into its path and its value.
+
+    Raises:
+        ConfigError: there is no `=`, or the value is not YAML.
+    """
+    dotted, equals, text = line.partition("=")
+    if not equals or not dotted.strip():
+        raise ConfigError(f"--set {line!r}: expected `path=value`, e.g. `--set cluster.n_clusters=200`.")
+    return dotted.strip(), parse_yaml(text, origin=f"--set {line}")
+
+
+def validated(section: type[SectionT], data: Any, origin: str) -> SectionT:
+    """Turn a mapping into a section.
+
+    Args:
+        origin: file and place, for messages.
+
+    Raises:
+        ConfigError: an unknown key or a wrong value; a line for each.
+    """
+    try:
+        config = section.model_validate(data)
+    except ValidationError as error:
+        details = error.errors()
+        # A mapping or list was not meant as the text that the key may also hold.
+        meant = [d for d in details if d["type"] != "string_type" or not isinstance(d["input"], Mapping | list)]
+        lines = [f"{origin}: {_explain(detail, section)}" for detail in meant or details]
+        raise ConfigError("\n".join(dict.fromkeys(lines))) from error
+    _check_finite(config.model_dump(), origin)
+    return config
+
+
+def _check_finite(value: Any, origin: str, dotted: str = "") -> None:
+    if isinstance(value, Mapping):
+        for key, child in value.items():
+            _check_finite(child, origin, f"{dotted}.{key}".lstrip("."))
+    elif isinstance(value, list | tuple):
+        for index, child in enumerate(value):
+            _check_finite(child, origin, f"{dotted}.{index}")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{origin}: `{dotted}`: found {value}, expected a finite number.")
+
+
+_BRANCH = re.compile(r"(?:FreshModel|str|int|float)$|tuple\[|function-")
+"""Where pydantic names the type that it tried instead of a key."""
+
+
+def _explain(detail: ErrorDetails, root: type[Section]) -> str:
+    path = [str(part) for part in detail["loc"] if not _BRANCH.match(str(part))]
+    dotted = ".".join(path)
+    if detail["type"] == "extra_forbidden":
+        known = _known_keys(path[:-1], root)
+        near = difflib.get_close_matches(path[-1], known, n=1)
+        hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(sorted(known))}."
+        return f"unknown key `{dotted}`; {hint}"
+    if detail["type"] == "missing":
+        in_list = any(isinstance(part, int) for part in detail["loc"])
+        advice = "" if in_list else f" or with `--set {dotted}=...`"
+        return f"`{dotted}` is missing; set it in the file{advice}."
+    message = detail["msg"].removeprefix("Value error, ")
+    found = detail["input"]
+    shown = "" if isinstance(found, Mapping | BaseModel) else f"found {_shown(found)}; "
+    return f"`{dotted}`: {shown}{message[0].lower()}{message[1:].rstrip('.')}."
+
+
+def _known_keys(path: list[str], root: type[Section]) -> list[str]:
+    model: type[Section] | None = root
+    for name in path:
+        if model is None:
+            return []
+        if name.isdigit():
+            continue
+        field = model.model_fields.get(name)
+        model = _section_in(field.annotation) if field else None
+    keys = list(model.model_fields) if model else []
+    return [*keys, "arms", "sweep"] if model is Config else keys
+
+
+def _section_in(annotation: Any) -> type[Section] | None:
+    """Return the section that a field holds, be it one of several types or inside a list."""
+    if arguments := get_args(annotation):
+        return next((found for argument in arguments if (found := _section_in(argument))), None)
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+
+
+def _overlap(one: str, other: str) -> bool:
+    return one == other or one.startswith(f"{other}.") or other.startswith(f"{one}.")
+
+
+def _kind(value: Any) -> str:
+    return "nothing" if value is None else f"a value of type {type(value).__name__}"

@@ -1,0 +1,183 @@
+"""The storage: a root folder on any file system, where artifacts live."""
+
+import hashlib
+import os
+import uuid
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from s2l_ray.errors import ConfigError
+
+CHUNK = 1 << 22
+"""Bytes that are read at once."""
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A root folder on any `pyarrow.fs` file system. Cheap to pickle."""
+
+    uri: str
+
+    @classmethod
+    def at(cls, uri: str) -> "Storage":
+        """Return the storage at a path or URI; a local path becomes absolute.
+
+        Raises:
+            ConfigError: a relative path in a submitted job, a URI that pyarrow cannot open, or no path at all.
+        """
+        if "://" in uri:
+            try:
+                filesystem, inner = pafs.FileSystem.from_uri(uri)
+            except (pa.ArrowException, OSError, ValueError) as error:
+                raise ConfigError(
+                    f"storage {uri!r}: {error}. Expected a local path or a URI such as s3://bucket/dir."
+                ) from error
+            if not inner:
+                raise ConfigError(f"storage {uri!r}: found no bucket or path. Expected a URI such as s3://bucket/dir.")
+            if not isinstance(filesystem, pafs.LocalFileSystem):
+                return cls(uri.rstrip("/"))
+            uri = inner
+        try:
+            return cls._at_path(uri)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ConfigError(f"storage {uri!r}: {error}. Expected the path of a folder.") from error
+
+    @classmethod
+    def _at_path(cls, uri: str) -> "Storage":
+        path = Path(uri).expanduser()
+        if not uri.strip():
+            raise ConfigError(f"storage {uri!r}: found an empty path. Expected a folder, e.g. ./.s2l.")
+        if not path.is_absolute() and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+            raise ConfigError(
+                f"storage {uri!r} is relative, and the working directory of a submitted job vanishes with the job. "
+                "Set `storage` (or --storage) to an absolute path or a URI that every node can reach."
+            )
+        path = path.absolute()
+        for ancestor in (path, *path.parents):
+            if ancestor.exists() and not ancestor.is_dir():
+                raise ConfigError(
+                    f"storage {path}: {ancestor} is a file. Expected a folder, or a path that can become one."
+                )
+        return cls(str(path))
+
+    @property
+    def is_local(self) -> bool:
+        """Whether this is a path of this machine."""
+        return "://" not in self.uri
+
+    @cached_property
+    def _resolved(self) -> tuple[pafs.FileSystem, str]:
+        if self.is_local:
+            return pafs.LocalFileSystem(), self.uri
+        filesystem, root = pafs.FileSystem.from_uri(self.uri)
+        return filesystem, root
+
+    def __reduce__(self) -> tuple[type["Storage"], tuple[str]]:
+        """Pickle the URI alone: the file system handle belongs to its process."""
+        return type(self), (self.uri,)
+
+    @property
+    def filesystem(self) -> pafs.FileSystem:
+        """The file system of this storage."""
+        return self._resolved[0]
+
+    def path(self, *parts: str) -> str:
+        """Join parts below the root, as the file system wants them."""
+        return "/".join((self._resolved[1], *parts))
+
+    def uri_of(self, *parts: str) -> str:
+        """Join parts below the root, as other programs want them; a URI keeps its query at the end."""
+        if self.is_local:
+            return "/".join((self.uri, *parts))
+        root, mark, query = self.uri.partition("?")
+        return "/".join((root.rstrip("/"), *parts)) + mark + query
+
+    def read_bytes(self, *parts: str) -> bytes | None:
+        """Return a whole file, or None where there is none."""
+        try:
+            with self.filesystem.open_input_file(self.path(*parts)) as stream:
+                return bytes(stream.read())
+        except FileNotFoundError:
+            return None
+
+    def write_bytes(self, data: bytes, *parts: str) -> None:
+        """Write a whole file, atomically where the file system is local."""
+        path = self.path(*parts)
+        if self.is_local:
+            partial = f"{path}.{uuid.uuid4().hex}.partial"
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(partial).write_bytes(data)
+            Path(partial).replace(path)
+            return
+        with self.filesystem.open_output_stream(path) as stream:
+            stream.write(data)
+
+    def create_exclusively(self, data: bytes, *parts: str) -> bool:
+        """Write a whole file unless it exists; return whether it was this call that wrote it.
+
+        A hard link decides on a local file system. An object store is checked, written and read back: of two
+        writers in the same instant one may lose after having believed, so what is read back is what counts.
+        """
+        path = self.path(*parts)
+        if self.is_local:
+            partial = Path(f"{path}.{uuid.uuid4().hex}.partial")
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(data)
+            try:
+                os.link(partial, path)
+            except FileExistsError:
+                return False
+            finally:
+                partial.unlink()
+            return True
+        if self.read_bytes(*parts) is not None:
+            return False
+        self.write_bytes(data, *parts)
+        return self.read_bytes(*parts) == data
+
+    def list_folders(self, *parts: str) -> list[str]:
+        """Return the names of the folders right below a place, sorted."""
+        selector = pafs.FileSelector(self.path(*parts), allow_not_found=True)
+        infos = self.filesystem.get_file_info(selector)
+        return sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory)
+
+    def delete_folder(self, *parts: str) -> None:
+        """Remove a folder and everything in it, if it is there."""
+        if self.filesystem.get_file_info(self.path(*parts)).type == pafs.FileType.Directory:
+            self.filesystem.delete_dir(self.path(*parts))
+
+    def check_writable(self) -> None:
+        """Refuse a storage that cannot be written, before anything is computed for it.
+
+        Raises:
+            ConfigError: it cannot.
+        """
+        # A name of its own, since two runs may begin at once; exclusively, since a commit will need that.
+        name = f"write-test-{uuid.uuid4().hex}"
+        try:
+            self.create_exclusively(b"", name)
+            self.filesystem.delete_file(self.path(name))
+        except OSError as error:
+            raise ConfigError(
+                f"storage {self.uri} cannot be written: {error}. Give a folder or bucket that this user may write to."
+            ) from error
+
+
+def file_digest(filesystem: pafs.FileSystem, path: str) -> str:
+    """Return the SHA-256 of a file's bytes."""
+    with filesystem.open_input_stream(path) as stream:
+        return digest_of(stream)[1]
+
+
+def digest_of(stream: Any) -> tuple[int, str]:
+    """Return the length and the SHA-256 of what is left of a stream."""
+    digest, size = hashlib.sha256(), 0
+    while chunk := stream.read(CHUNK):
+        digest.update(chunk)
+        size += len(chunk)
+    return size, digest.hexdigest()

@@ -1,0 +1,73 @@
+"""YAML as people mean it: `1e-4` is a number, `no` is a word, a key stands once; no aliases, anchors or tags."""
+
+import re
+from typing import Any
+
+import yaml
+
+from s2l_ray.errors import ConfigError
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML as people mean it: `1e-4` is a number, `no` is a word, a key stands once; no aliases, no tags."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        found = None
+        if isinstance(event, yaml.events.AliasEvent) or event.anchor is not None:
+            found = "an alias" if isinstance(event, yaml.events.AliasEvent) else "an anchor"
+        elif event.tag not in (None, "!"):
+            found = f"the tag {event.tag}"
+        if found:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"found {found}, expected plain values", event.start_mark
+            )
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not text", key_node.start_mark)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_NUMBER = re.compile(
+    r"[-+]?(?:\d[\d_]*\.?\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+)
+_StrictLoader.yaml_implicit_resolvers = {
+    first: [
+        (tag, pattern)
+        for tag, pattern in resolvers
+        if tag.rpartition(":")[2] not in ("bool", "int", "float", "timestamp")
+    ]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"[-+]?(?:0|[1-9][\d_]*)$"), list("-+0123456789")
+)
+_StrictLoader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+.0123456789"))
+
+
+def parse_yaml(text: str, *, origin: str) -> Any:
+    """Parse YAML with the strict loader.
+
+    Raises:
+        ConfigError: not YAML, a repeated key, an alias, an anchor, or a tag.
+    """
+    try:
+        return yaml.load(text, Loader=_StrictLoader)
+    except RecursionError as error:
+        raise ConfigError(f"{origin}: lists or mappings are nested too deep. Expected plain YAML.") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an integer of thousands of digits
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error)
+        raise ConfigError(f"{origin}{line}: {problem}. Expected plain YAML; mend that line.") from error
