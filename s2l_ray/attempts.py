@@ -195,9 +195,16 @@ class StagedOutput:
         except ValueError:
             return None
 
+    def _is_taken_over(self) -> bool:
+        beat = self.heartbeat()
+        return beat is not None and beat.get("process", _PROCESS) != _PROCESS
+
     @contextmanager
     def alive(self) -> Iterator[None]:
-        """Say every few seconds that this process is at work here. Advisory: it saves work and guards nothing."""
+        """Say every few seconds that this process is at work here. Advisory: it saves work and guards nothing.
+
+        Once another process has taken the attempt over, its word stands and this one is silent.
+        """
         stop = threading.Event()
         beat = {
             "host": _host(),
@@ -212,9 +219,15 @@ class StagedOutput:
             with suppress(OSError):
                 self.storage.write_bytes(json.dumps({**beat, **now}).encode(), *self._parts(HEARTBEAT))
 
+        def say_again(**now: float) -> None:
+            # Over an adopter's heartbeat it would hide the adopter from our commit, or hand its attempt to a third run.
+            with suppress(OSError):
+                if not self._is_taken_over():
+                    say(**now)
+
         def beats() -> None:
             while not stop.wait(HEARTBEAT_SECONDS):
-                say(time=time.time())
+                say_again(time=time.time())
 
         say(time=time.time())
         thread = threading.Thread(target=beats, name=f"heartbeat-{self.artifact}", daemon=True)
@@ -225,7 +238,7 @@ class StagedOutput:
             stop.set()
             thread.join()
             # An attempt given up in good order is free at once; `time: 0` is long ago for every reader.
-            say(pid=-1, time=0)
+            say_again(pid=-1, time=0)
 
     def commit(
         self,
@@ -243,8 +256,7 @@ class StagedOutput:
         Raises:
             ArtifactError: another process took this attempt over, having heard nothing from this one for long.
         """
-        beat = self.heartbeat()
-        if beat is not None and beat.get("process", _PROCESS) != _PROCESS:
+        if self._is_taken_over():
             committed = find_artifact(self.storage, self.artifact, self.fingerprint)
             if committed is not None:
                 return committed

@@ -1,4 +1,4 @@
-"""The command `s2l`: plan, run, stage, inspect, gc. `python -m s2l_ray` is the same."""
+"""The command `s2l`: plan, run, stage, sweep, inspect, gc. `python -m s2l_ray` is the same."""
 
 import argparse
 import json
@@ -81,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     stage = command("stage", _run, "run one stage and what it needs")
     stage.add_argument("until", metavar="NAME", help="the stage: a file name under s2l_ray/stages")
     experiment_arguments(stage)
+    experiment_arguments(command("sweep", _sweep, "try an experiment with many settings, and say which is best"))
     inspect = command("inspect", _inspect, "show an artifact: its summary, inputs and files")
     inspect.add_argument("folder", help="folder of an artifact, {storage}/{artifact}/{fingerprint}, or of a storage")
     gc = command("gc", _gc, "remove what cut-short runs left behind")
@@ -89,11 +90,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _overrides(options: argparse.Namespace) -> list[str]:
+    storage = [f"storage={json.dumps(options.storage, ensure_ascii=False)}"] if options.storage else []
+    return [*options.set, *storage]
+
+
 def _load(options: argparse.Namespace) -> Experiment:
-    overrides = list(options.set)
-    if options.storage:
-        overrides.append(f"storage={json.dumps(options.storage, ensure_ascii=False)}")
-    return load_experiment(options.config, overrides)
+    return load_experiment(options.config, _overrides(options))
 
 
 def _plan(options: argparse.Namespace) -> None:
@@ -138,6 +141,23 @@ def _run(options: argparse.Namespace) -> None:
 
     summary = RunSummary(experiment, pipeline, result, storage)
     summary.save()
+    if options.json:
+        _print_json(summary.as_json())
+    else:
+        summary.show()
+
+
+def _sweep(options: argparse.Namespace) -> None:
+    from s2l_ray.plan import fetch_models
+    from s2l_ray.stages.run_sweep import run_sweep
+    from s2l_ray.storage import Storage
+    from s2l_ray.summary import SweepSummary
+    from s2l_ray.sweep import load_sweep
+
+    sweep = load_sweep(options.config, _overrides(options))
+    fetch_models(sweep.experiment)
+    finished = run_sweep(sweep, Storage.at(sweep.shared.storage))
+    summary = SweepSummary(finished)
     if options.json:
         _print_json(summary.as_json())
     else:

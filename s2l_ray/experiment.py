@@ -42,57 +42,103 @@ class Experiment:
         return next(iter(self.arms.values()))
 
 
-def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Experiment:
-    """Read a YAML file, apply `--set` lines, and return its arms.
+@dataclass(frozen=True)
+class Sparse:
+    """A config file with its `--set` lines applied, nothing validated yet.
+
+    Attributes:
+        name: of the file.
+        origin: the file, for messages.
+        data: the sections.
+        arms: name -> overrides; `main` alone where the file has none, or where `--set` changed what they differ in.
+        sweep: the section `sweep`, empty where there is none.
+        set_paths: the paths that `--set` changed.
+    """
+
+    name: str
+    origin: str
+    data: Mapping[str, Any]
+    arms: Mapping[str, Mapping[str, Any]]
+    sweep: Mapping[str, Any]
+    set_paths: tuple[str, ...]
+
+
+def load_sparse(path: str | Path, overrides: list[str] | None = None) -> Sparse:
+    """Read a YAML file and apply `--set` lines.
 
     Args:
         path: the YAML file.
         overrides: lines `dotted.path=value`; a value is read as a YAML scalar, list or mapping.
 
     Raises:
-        ConfigError: the file, a key or a value is not what it must be.
+        ConfigError: the file or a line is not what it must be.
     """
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the config {path}: {error}. Give the path of a UTF-8 YAML file.") from error
-    return parse_experiment(parse_yaml(text, origin=str(path)), overrides or [], origin=str(path), name=path.stem)
+    return parse_sparse(parse_yaml(text, origin=str(path)), overrides or [], origin=str(path), name=path.stem)
 
 
-def parse_experiment(data: Any, overrides: list[str], *, origin: str, name: str) -> Experiment:
-    """Turn a parsed mapping and `--set` lines into an `Experiment`; see `load_experiment`."""
+def parse_sparse(data: Any, overrides: list[str], *, origin: str, name: str) -> Sparse:
+    """Take a parsed mapping and `--set` lines apart; see `load_sparse`."""
     if not isinstance(data, dict):
         raise ConfigError(f"{origin}: found {_kind(data)}, expected a mapping of sections such as `examples:`.")
     data = dict(data)
     arms = data.pop("arms", None)
-    if "sweep" in data and data.pop("sweep"):
-        raise ConfigError(f"{origin}: `sweep` is not run by this version; remove it or leave it empty.")
     if arms is not None and (not isinstance(arms, dict) or not all(isinstance(a, dict) for a in arms.values())):
         raise ConfigError(f"{origin}: `arms` must map a name to overrides, e.g. `random: {{select.method: random}}`.")
     set_paths = []
     for line in overrides:
         dotted, value = parse_override(line)
-        if dotted.partition(".")[0] in ("arms", "sweep"):
+        if dotted.partition(".")[0] == "arms":
             raise ConfigError(
-                f"--set {line!r}: found `arms` or `sweep`, expected a value of a section. Write them in {origin}; "
+                f"--set {line!r}: found `arms`, expected a value of a section. Write arms in {origin}; "
                 "to run one variant alone, set its own paths, e.g. `--set select.method=random`."
             )
         set_paths.append(dotted)
         data = override(data, dotted, value)
+    sweep = data.pop("sweep", None) or {}
+    if not isinstance(sweep, dict):
+        raise ConfigError(f"{origin}: `sweep`: found {_kind(sweep)}, expected a mapping with `parameters`.")
     for arm, changes in (arms or {}).items():
         _check_arm(arm, changes, origin)
-    clash = any(_overlap(s, str(p)) for s in set_paths for arm in (arms or {}).values() for p in arm)
+    clash = any(paths_overlap(s, str(p)) for s in set_paths for arm in (arms or {}).values() for p in arm)
     if not arms or clash:
         arms = {MAIN_ARM: {}}
+    return Sparse(name, origin, data, {str(arm): changes for arm, changes in arms.items()}, sweep, tuple(set_paths))
+
+
+def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Experiment:
+    """Read a YAML file, apply `--set` lines, and return its arms; see `load_sparse`.
+
+    Raises:
+        ConfigError: the file, a key or a value is not what it must be, or the file is a sweep.
+    """
+    return experiment_of(load_sparse(path, overrides))
+
+
+def experiment_of(sparse: Sparse) -> Experiment:
+    """Lay out the arms of a file.
+
+    Raises:
+        ConfigError: a key or a value is not what it must be, or the file is a sweep.
+    """
+    if sparse.sweep:
+        raise ConfigError(f"{sparse.origin} has a `sweep:` section. Run it with `s2l sweep {sparse.origin}`.")
     configs = {}
-    for arm, changes in arms.items():
-        arm_data = data
-        for dotted, value in changes.items():
-            arm_data = override(arm_data, str(dotted), value)
-        where = origin if arm == MAIN_ARM else f"{origin} (arm {arm})"
-        configs[str(arm)] = validated(Config, arm_data, where)
-    return Experiment(name=name, arms=configs, sparse=data | {"arms": arms})
+    for arm, changes in sparse.arms.items():
+        where = sparse.origin if arm == MAIN_ARM else f"{sparse.origin} (arm {arm})"
+        configs[arm] = validated(Config, with_overrides(sparse.data, changes), where)
+    return Experiment(name=sparse.name, arms=configs, sparse={**sparse.data, "arms": dict(sparse.arms)})
+
+
+def with_overrides(data: Mapping[str, Any], changes: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a copy of `data` with the values at several dotted paths replaced; see `override`."""
+    for dotted, value in changes.items():
+        data = override(data, str(dotted), value)
+    return data
 
 
 def _check_arm(arm: Any, changes: Mapping[Any, Any], origin: str) -> None:
@@ -223,7 +269,8 @@ def _shown(value: Any) -> str:
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
-def _overlap(one: str, other: str) -> bool:
+def paths_overlap(one: str, other: str) -> bool:
+    """Return whether one dotted path is the other, or runs through it."""
     return one == other or one.startswith(f"{other}.") or other.startswith(f"{one}.")
 
 

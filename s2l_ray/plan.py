@@ -6,7 +6,7 @@ known only once they exist; until then a node "will run".
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -45,6 +45,7 @@ STAGES = {
     "finetune_target": 1,
     "evaluate_target": 1,
     "compare_arms": 1,
+    "run_sweep": 1,
 }
 """The stages in order, each with its code epoch: raised by hand when a stage's bytes change for equal settings."""
 
@@ -214,6 +215,20 @@ class Pipeline:
                 wanted.update(parent.key for parent in node.inputs.values())
         return Pipeline(tuple(node for node in self.nodes if node.key in wanted), self.arms, self.checks)
 
+    @staticmethod
+    def before(stage: str, pipelines: "Iterable[Pipeline]") -> "Pipeline":
+        """Return what several pipelines need before a stage, shared nodes once."""
+        order = list(STAGES)
+        nodes: dict[str, Node] = {}
+        checks: dict[str, list[Check]] = {}
+        for pipeline in pipelines:
+            for node in pipeline.nodes:
+                if order.index(node.stage) < order.index(stage):
+                    nodes.setdefault(node.key, node)
+                    checks.setdefault(node.key, []).extend(pipeline.checks.get(node.key, ()))
+        ordered = sorted(nodes.values(), key=lambda node: order.index(node.stage))
+        return Pipeline(tuple(ordered), {}, {key: tuple(found) for key, found in checks.items()})
+
 
 @dataclass(frozen=True)
 class NodeState:
@@ -225,15 +240,22 @@ class NodeState:
     why: str
 
 
-def build_pipeline(experiment: Experiment) -> Pipeline:
+InputListing = dict[Any, tuple[InputFile, ...]]
+"""Config path of an input -> the files that were found there."""
+
+
+def build_pipeline(experiment: Experiment, files: InputListing | None = None) -> Pipeline:
     """Lay out the nodes of all arms.
+
+    Args:
+        files: what was listed before for other experiments on the same data; filled with what is listed now.
 
     Raises:
         ConfigError, DataError: an input is missing or cannot be used.
     """
     nodes: dict[str, Node] = {}
     arms_of: dict[str, dict[str, None]] = {}
-    files: dict[Any, tuple[InputFile, ...]] = {}
+    files = {} if files is None else files
     compared: dict[str, Node] = {}
     checks: dict[str, list[Check]] = {}
     for arm, given in experiment.arms.items():

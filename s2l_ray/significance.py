@@ -5,9 +5,9 @@ corpus, a lucky split) cancels. One seed proves nothing; the verdict then says s
 """
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +21,8 @@ RESAMPLES = 9999
 
 Verdict = Literal["better", "worse", "not distinguishable", "too few seeds"]
 Method = Literal["t", "bootstrap"]
-Scores = Mapping[Hashable, float]
-"""Seed -> score."""
+Scores = Mapping[str, float]
+"""Seed, as text -> score."""
 
 LOWER_IS_BETTER = ("macro_loss", "micro_loss", "wrong_share")
 HIGHER_IS_BETTER = ("macro_exact_match", "micro_exact_match", "tail_share")
@@ -178,13 +178,13 @@ class BudgetAdvice:
         reason: why, for the reader, with how large a loss could hide.
     """
 
-    recommended: Hashable | None
-    best: Hashable
+    recommended: Any
+    best: Any
     against: Comparison | None
     reason: str
 
 
-def recommend_budget(scores: Mapping[Hashable, Scores], *, metric: str, full: Scores | None = None) -> BudgetAdvice:
+def recommend_budget(scores: Mapping[Any, Scores], *, metric: str, full: Scores | None = None) -> BudgetAdvice:
     """Recommend the smallest budget whose score is not distinguishable from full data's, or else from the best one's.
 
     Args:
@@ -202,7 +202,10 @@ def recommend_budget(scores: Mapping[Hashable, Scores], *, metric: str, full: Sc
     for label, reference in references:
         for budget, by_seed in scores.items():
             if label == f"budget {budget}":
-                return BudgetAdvice(budget, best, None, f"every smaller budget is worse than {label}")
+                smaller = (
+                    "no smaller budget was tried" if budget == next(iter(scores)) else "every smaller one is worse"
+                )
+                return BudgetAdvice(budget, best, None, f"the best of all, and {smaller}")
             found = compare_paired(by_seed, reference, name=f"budget {budget}", baseline=label, metric=metric)
             if found.verdict in ("not distinguishable", "better") and found.low is not None:
                 return BudgetAdvice(budget, best, found, _hiding(found))

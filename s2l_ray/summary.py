@@ -13,9 +13,12 @@ from s2l_ray.experiment import Experiment
 from s2l_ray.log import display, duration, without_user_info
 from s2l_ray.plan import Node, Pipeline
 from s2l_ray.storage import Storage
+from s2l_ray.sweep import setting_label
+from s2l_ray.trials import lines
 
 if TYPE_CHECKING:
     from s2l_ray.stages.run import RunResult
+    from s2l_ray.stages.run_sweep import Finished
 
 SELECTING = ("proxy", "trajectories", "hidden_states", "clusters", "subset")
 _SECRET = re.compile(r"token|key|secret|password", re.IGNORECASE)
@@ -92,11 +95,68 @@ class RunSummary:
                 metrics[f"{row['metric']}_low"], metrics[f"{row['metric']}_high"] = row["low"], row["high"]
         node = next(node for node in self.pipeline.nodes if node.artifact == "comparison")
         for arm, metrics in arms.items():
-            used = dict(_ancestors(node.inputs[f"scores/{arm}"]))
-            seconds = {n.artifact: self.result.artifacts[key].manifest.run["seconds"] for key, n in used.items()}
-            metrics["select_seconds"] = sum(seconds.get(artifact, 0.0) for artifact in SELECTING)
-            metrics["train_seconds"] = seconds["target"]
+            seconds = arm_seconds(node.inputs[f"scores/{arm}"], self.result.artifacts)
+            metrics |= {f"{part}_seconds": value for part, value in seconds.items()}
         return arms
+
+
+@dataclass(frozen=True)
+class SweepSummary:
+    """The end of a sweep, for a person or for a program."""
+
+    finished: "Finished"
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the summary as plain data."""
+        result, artifact = self.finished.result, self.finished.artifact
+        return {
+            "storage": artifact.storage.uri,
+            "trials": [outcome.trial.values | {"status": outcome.status} for outcome in result.outcomes],
+            "ran": self.finished.ran,
+            "seconds": round(self.finished.seconds, 3),
+            "best": artifact.summary["best"],
+            "recommended_budget": artifact.summary["recommended_budget"],
+            "comparisons": [comparison.sentence for comparison in result.comparisons()],
+            "artifact": artifact.uri,
+        }
+
+    def show(self) -> None:
+        """Print the summary."""
+        result, artifact = self.finished.result, self.finished.artifact
+        metric = result.sweep.config.metric
+        names = [parameter.name for parameter in result.sweep.parameters if not parameter.is_seed]
+        rows = []
+        for setting in result.settings:
+            value, low, high = setting.mean
+            interval = "-" if low is None or high is None else f"{low:.3f} to {high:.3f}"
+            rows.append([*(str(setting.values[n]) for n in names), f"{value:.3f}", interval, str(len(setting.scores))])
+        display.table([*names, _title(metric), "95 %", "seeds"], rows)
+        for line in lines(result):
+            display.say(line)
+        for outcome in result.outcomes:
+            if outcome.error:
+                display.warn(f"trial {outcome.trial.name} ({setting_label(outcome.trial.values)}): {outcome.error}")
+        done = sum(outcome.status == "finished" for outcome in result.outcomes)
+        display.say(
+            f"{done} of {len(result.outcomes)} trials finished, {self.finished.ran} of them run now, "
+            f"in {duration(self.finished.seconds)}"
+        )
+        display.say(f"trials: {artifact.uri_of('trials.parquet')}")
+        display.say(
+            f"next: s2l inspect {artifact.storage.uri_of(artifact.manifest.artifact, artifact.manifest.fingerprint)}"
+        )
+
+
+def arm_seconds(scores: Node, artifacts: Mapping[str, Artifact]) -> dict[str, float]:
+    """Return what an arm cost: `select` (proxy, scoring, clustering, drawing) and `train` (the target) [s].
+
+    Args:
+        scores: the arm's node of scores.
+        artifacts: by node key.
+    """
+    used = dict(_ancestors(scores))
+    seconds = {node.artifact: float(artifacts[key].manifest.run["seconds"]) for key, node in used.items()}
+    return {"select": sum(seconds.get(artifact, 0.0) for artifact in SELECTING), "train": seconds["target"]}
 
 
 def _ancestors(node: Node) -> Iterator[tuple[str, Node]]:

@@ -40,11 +40,18 @@ class RunResult:
 class Runner:
     """Runs the nodes of one pipeline in one storage."""
 
-    def __init__(self, pipeline: Pipeline, storage: Storage, resources: ResourcesConfig) -> None:
+    def __init__(
+        self, pipeline: Pipeline, storage: Storage, resources: ResourcesConfig, verified: set[str] | None = None
+    ) -> None:
+        """Prepare a run.
+
+        Args:
+            verified: URIs of artifacts whose checksums were found good before; what this run finds is added.
+        """
         self._pipeline, self._storage, self._resources = pipeline, storage, resources
         self._digests = DigestCache(storage)
         self._digest_lock = threading.Lock()
-        self._verified: set[str] = set()
+        self._verified: set[str] = set() if verified is None else verified
         self.result = RunResult()
 
     def run(self) -> RunResult:
@@ -161,13 +168,14 @@ class Runner:
             run={
                 "seconds": round(time.monotonic() - started, 3),
                 "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                "versions": _versions(),
+                "versions": versions(),
                 "resources": demand.model_dump() if demand is not None else {},
             },
         )
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions that a result may depend on."""
     from importlib.metadata import version
 
     names = ("s2l-ray", "ray", "torch", "transformers", "deepspeed", "pyarrow", "numpy", "scikit-learn")

@@ -23,7 +23,7 @@ from s2l_ray.log import display
 
 PROGRESS_SECONDS = 0.5
 
-NOISE = ("ray.data", "ray.data._internal.progress", "ray.train", "ray._private.authentication")
+NOISE = ("ray.data", "ray.data._internal.progress", "ray.train", "ray.tune", "ray._private.authentication")
 """Loggers of Ray that speak of its inner life in front of the user; their errors still come through."""
 
 _ray_lock = threading.RLock()
@@ -84,6 +84,11 @@ def disconnect() -> None:
 def total_cpus() -> float:
     """Return the CPUs that the cluster has."""
     return float(ray.cluster_resources().get("CPU", 0))
+
+
+def cluster_totals() -> dict[str, float]:
+    """Return what the cluster has of every resource."""
+    return {name: float(amount) for name, amount in ray.cluster_resources().items()}
 
 
 def claimed_cpus(demand: PoolResources | TrainResources) -> float:
@@ -347,6 +352,8 @@ def _train_in_task(run: TrainingRun, output: StagedOutput, resources: TrainResou
         num_cpus=resources.cpus,
         num_gpus=resources.gpus or None,
         max_retries=resources.max_failures,
+        # Not within the placement group of a Tune trial, which holds nothing.
+        scheduling_strategy="DEFAULT",
     )
     ray.get(task.remote({"run": run, "output": output, "threads": resources.threads}))
 

@@ -14,7 +14,7 @@ from s2l_ray.attempts import begin
 from s2l_ray.config import Config
 from s2l_ray.digests import DigestCache
 from s2l_ray.errors import ConfigError, DataError, S2LError
-from s2l_ray.experiment import Experiment, load_experiment, parse_experiment
+from s2l_ray.experiment import Experiment, experiment_of, load_experiment, parse_sparse
 from s2l_ray.plan import STAGES, Check, Node, Pipeline, build_pipeline, examine
 from s2l_ray.storage import Storage
 from s2l_ray.strict_yaml import parse_yaml
@@ -27,12 +27,12 @@ BASE = f"examples: {{synthetic: {{}}}}\nproxy: {{model: {MODEL}}}\ntarget: {{mod
 ARMS = "arms: {random: {select.method: random}, s2l: {select.method: paper}, full: {select.method: full}}\n"
 
 
-def experiment_of(text: str = "", *sets: str) -> Experiment:
-    return parse_experiment(parse_yaml(BASE + text, origin="x"), list(sets), origin="x", name="x")
+def laid_out(text: str = "", *sets: str) -> Experiment:
+    return experiment_of(parse_sparse(parse_yaml(BASE + text, origin="x"), list(sets), origin="x", name="x"))
 
 
 def pipeline_of(text: str = "", *sets: str) -> Pipeline:
-    return build_pipeline(experiment_of(text, *sets))
+    return build_pipeline(laid_out(text, *sets))
 
 
 def by_artifact(pipeline: Pipeline) -> dict[str, set[str]]:
@@ -185,7 +185,7 @@ def test_setting_every_key_but_where_it_runs_changes_something():
         if section in where or section == "seed":
             continue
         for key, leaf in field.annotation.model_fields.items():
-            current = getattr(getattr(experiment_of().shared, section), key)
+            current = getattr(getattr(laid_out().shared, section), key)
             if key in changes.get(section, {}):
                 value = changes[section][key]
             elif key == "model":

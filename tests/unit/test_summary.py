@@ -13,7 +13,7 @@ from s2l_ray.artifacts import find_artifact
 from s2l_ray.attempts import begin
 from s2l_ray.digests import DigestCache
 from s2l_ray.errors import ArtifactError, ConfigError
-from s2l_ray.experiment import parse_experiment
+from s2l_ray.experiment import experiment_of, parse_sparse
 from s2l_ray.plan import build_pipeline, examine
 from s2l_ray.storage import Storage
 from s2l_ray.summary import RunSummary, inspect_folder, redacted
@@ -35,7 +35,7 @@ def run_of(storage: Storage, **sections) -> RunSummary:
         "target": {"model": MODEL},
         "arms": {"random": {"select.method": "random"}, "s2l": {"select.method": "paper"}},
     } | sections
-    experiment = parse_experiment(data, [], origin="x", name="x")
+    experiment = experiment_of(parse_sparse(data, [], origin="x", name="x"))
     pipeline = build_pipeline(experiment)
     made, missing = {}, True
     while missing:

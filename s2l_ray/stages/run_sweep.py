@@ -1,0 +1,278 @@
+"""Every trial of a sweep -> `trials`: `trials.parquet`, a row per trial, and `comparisons.parquet`.
+
+What trials share (proxies, trajectories, clusterings) is made first, once. Ray Tune then runs the tails: a trial is a
+plain function that brings its pipeline to its end in the storage. All state is in the storage, so a killed sweep goes
+on with the same command, and a trial that some other run has done is not done again.
+"""
+
+import math
+import os
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from s2l_ray.artifacts import Artifact, find_artifact
+from s2l_ray.attempts import begin
+from s2l_ray.config import ResourcesConfig, TrainResources
+from s2l_ray.digests import DigestCache
+from s2l_ray.errors import S2LError, StageFailed
+from s2l_ray.log import Task, display
+from s2l_ray.plan import InputListing, Node, Pipeline, build_pipeline, examine
+from s2l_ray.significance import higher_is_better
+from s2l_ray.stages import runtime
+from s2l_ray.stages.run import Runner, versions
+from s2l_ray.storage import Storage
+from s2l_ray.summary import arm_seconds
+from s2l_ray.sweep import Sweep, Trial
+from s2l_ray.trials import Outcome, SweepResult
+
+SCORE = "score"
+TAILS = ("select_subset", "finetune_target", "evaluate_target")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A sweep that has ended: what it came to, and where it is kept."""
+
+    result: SweepResult
+    artifact: Artifact
+    ran: int
+    """Trials that were run now, not found."""
+    seconds: float
+
+
+def run_sweep(sweep: Sweep, storage: Storage) -> Finished:
+    """Run the trials of a sweep that are not there yet.
+
+    Raises:
+        S2LError: what trials share could not be made, or no trial finished.
+    """
+    started = time.monotonic()
+    listing: InputListing = {}
+    pipelines = {trial.name: build_pipeline(trial.experiment, listing) for trial in sweep.trials}
+    states = _States(storage)
+    todo = [trial for trial in sweep.trials if states.finished(pipelines[trial.name]) is None]
+    errors: dict[str, str] = {}
+    if todo:
+        storage.check_writable()
+        resources = sweep.shared.resources
+        is_ours = runtime.connect(resources)
+        shared = Pipeline.before("select_subset", (pipelines[trial.name] for trial in todo))
+        Runner(shared, storage, resources).run()
+        errors = _run_tails(_Tails(sweep, pipelines, storage), todo)
+        if is_ours:
+            runtime.disconnect()
+    outcomes = tuple(_outcome(trial, pipelines[trial.name], _States(storage), errors) for trial in sweep.trials)
+    result = SweepResult(sweep, outcomes)
+    if result.best is None:
+        first = next((outcome.error for outcome in outcomes if outcome.error), "they were stopped")
+        raise StageFailed(f"none of {len(outcomes)} trials finished; the first: {first}")
+    seconds = time.monotonic() - started
+    return Finished(result, _commit(result, pipelines, storage, seconds), len(todo), seconds)
+
+
+class _States:
+    """Looks up what trials have made, each artifact once."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage, self._digests = storage, DigestCache(storage)
+
+    def finished(self, pipeline: Pipeline) -> dict[str, Artifact] | None:
+        """Return a trial's artifacts by node key; None where one is missing."""
+        found = {}
+        for state in examine(pipeline, self._storage, self._digests):
+            if state.artifact is None:
+                return None
+            found[state.node.key] = state.artifact
+        return found
+
+
+@dataclass(frozen=True)
+class _Tails:
+    """What the trial processes get. Cheap to pickle."""
+
+    sweep: Sweep
+    pipelines: Mapping[str, Pipeline]
+    storage: Storage
+
+    def groups(self, todo: Sequence[Trial]) -> list[list[str]]:
+        """Return which trials a Tune trial runs: one, or for `asha` all seeds of a setting, one after the other."""
+        if self.sweep.config.search != "asha":
+            return [[trial.name] for trial in todo]
+        wanted = {trial.name for trial in todo}
+        groups = [[trial.name for trial in repeats] for repeats in self.sweep.settings().values()]
+        return [group for group in groups if wanted & set(group)]
+
+
+def _run_tails(tails: _Tails, todo: Sequence[Trial]) -> dict[str, str]:
+    """Run trials under Tune; return what went wrong, by trial."""
+    # Tune would catch Ctrl-C itself, and write logs that nobody reads.
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one prints whatever `verbose` says
+    from ray import tune
+
+    config = tails.sweep.config
+    groups = tails.groups(todo)
+    mode = "max" if higher_is_better(config.metric) else "min"
+    scheduler = None
+    if config.search == "asha":
+        most = max(len(group) for group in groups)
+        scheduler = tune.schedulers.ASHAScheduler(max_t=max(1, most), grace_period=1, reduction_factor=2)
+    with (
+        display.progress("trials", sum(len(group) for group in groups), "trials") as progress,
+        tempfile.TemporaryDirectory(prefix="s2l-") as folder,
+    ):
+        watch = _watch(groups, progress)
+        trainable = tune.with_parameters(_run_group, tails=tails, groups=groups)
+        tuner = tune.Tuner(
+            # Its own process does nothing but wait: what a trial computes asks for its resources itself.
+            tune.with_resources(trainable, {"cpu": 0, "memory": 1}),
+            param_space={"group": tune.grid_search(list(range(len(groups))))},
+            tune_config=tune.TuneConfig(
+                metric=SCORE,
+                mode=mode,
+                scheduler=scheduler,
+                max_concurrent_trials=_at_once(tails.sweep),
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                storage_path=folder,
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=config.retries),
+                callbacks=[watch],
+            ),
+        )
+        tuner.fit()
+    return dict(watch.errors)
+
+
+def _at_once(sweep: Sweep) -> int:
+    """Return how many trials the cluster holds: each needs what the largest stage of its tail needs."""
+    have = runtime.cluster_totals()
+    most = sweep.config.max_concurrent or len(sweep.trials)
+    for stage in TAILS:
+        demand = getattr(sweep.shared.resources, stage, None)
+        if demand is None:
+            continue
+        count = demand.workers if isinstance(demand, TrainResources) else demand.actors[0]
+        for kind, each in (("CPU", demand.cpus), ("GPU", demand.gpus)):
+            if each:
+                most = min(most, int(have.get(kind, 0.0) / (count * each)))
+    return max(1, most)
+
+
+def _watch(groups: Sequence[Sequence[str]], progress: Task) -> Any:
+    from ray import tune
+
+    class Watch(tune.Callback):  # type: ignore[misc]
+        """Counts trials and notes what went wrong."""
+
+        def __init__(self) -> None:
+            self.errors: dict[str, str] = {}
+
+        def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
+            return tune.Callback, ()  # Tune stores its callbacks; a progress bar has no place there
+
+        def on_trial_result(
+            self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+        ) -> None:
+            progress.advance()
+            if result.get("error"):
+                self.errors[result["trial"]] = result["error"]
+
+        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            for name in groups[trial.config["group"]]:
+                self.errors.setdefault(name, "its process died again and again; S2L_VERBOSE=1 shows its output")
+
+    return Watch()
+
+
+_verified: set[str] = set()
+"""Artifacts whose checksums this process has found good: trials that follow one another share most of them."""
+
+
+def _run_group(config: dict[str, Any], tails: _Tails, groups: Sequence[Sequence[str]]) -> None:
+    """Run in a trial's process: the trials of a group one after the other, each to its end in the storage."""
+    from ray import tune
+
+    display.quiet = True
+    sweep, worst = tails.sweep.config, -math.inf if higher_is_better(tails.sweep.config.metric) else math.inf
+    scores: list[float] = []
+    for name in groups[config["group"]]:
+        pipeline = tails.pipelines[name]
+        try:
+            made = Runner(pipeline, tails.storage, tails.sweep.shared.resources, _verified).run().artifacts
+        except S2LError as error:
+            # It would only come again; other trials are none the worse for it.
+            tune.report({"trial": name, SCORE: worst, "error": str(error)})
+            continue
+        scores.append(_metrics(made[_comparison(pipeline).key])[sweep.metric])
+        tune.report({"trial": name, SCORE: sum(scores) / len(scores), "error": ""})
+
+
+def _comparison(pipeline: Pipeline) -> Node:
+    return next(node for node in pipeline.nodes if node.artifact == "comparison")
+
+
+def _metrics(comparison: Artifact) -> dict[str, float]:
+    table = comparison.read_table("arms.parquet", ["metric", "value"])
+    return dict(zip(table.column("metric").to_pylist(), table.column("value").to_pylist(), strict=True))
+
+
+def _outcome(trial: Trial, pipeline: Pipeline, states: _States, errors: Mapping[str, str]) -> Outcome:
+    made = states.finished(pipeline)
+    if made is None:
+        return Outcome(trial, error=errors.get(trial.name))
+    comparison = _comparison(pipeline)
+    scores = next(node for name, node in comparison.inputs.items() if name.startswith("scores/"))
+    digests = {node.artifact: made[node.key].digest for node in pipeline.nodes if node.artifact in ("subset", "scores")}
+    return Outcome(trial, _metrics(made[comparison.key]), digests, arm_seconds(scores, made))
+
+
+def _commit(result: SweepResult, pipelines: Mapping[str, Pipeline], storage: Storage, seconds: float) -> Artifact:
+    finished = [outcome for outcome in result.outcomes if outcome.metrics]
+    inputs = {f"comparison/{o.trial.name}": _comparison(pipelines[o.trial.name]) for o in finished}
+    digests = {f"scores/{o.trial.name}": o.digests["scores"] for o in finished}
+    settings = {
+        "sweep": result.sweep.config.model_dump(mode="json"),
+        "trials": [{k: str(v) for k, v in o.trial.values.items()} for o in result.outcomes],
+        "failed": [o.trial.name for o in result.outcomes if o.status == "failed"],
+    }
+    node = Node("trials", "run_sweep", None, settings, inputs)
+    fingerprint = node.fingerprint(digests, None)
+    known = find_artifact(storage, "trials", fingerprint)
+    output = None if known is not None else begin(storage, "trials", fingerprint)
+    if output is None:
+        return known or _commit(result, pipelines, storage, seconds)
+    with output.alive():
+        table = result.table()
+        comparisons = pa.Table.from_pylist([asdict(c) | {"verdict": c.verdict} for c in result.comparisons()])
+        records = [output.write_parquet("trials.parquet", [table], table.schema)]
+        if comparisons.num_rows:
+            records.append(output.write_parquet("comparisons.parquet", [comparisons], comparisons.schema))
+        best = result.best
+        return output.commit(
+            records,
+            config={"settings": settings, "seed": 0},
+            inputs=digests,
+            summary={
+                "trials": len(result.outcomes),
+                "finished": len(finished),
+                "best": None if best is None else best.label,
+                "recommended_budget": {label: advice.recommended for label, advice in result.budgets().items()},
+            },
+            run={
+                "seconds": round(seconds, 3),
+                "versions": versions(),
+                "resources": _resources(result.sweep.shared.resources),
+            },
+        )
+
+
+def _resources(resources: ResourcesConfig) -> dict[str, Any]:
+    return {stage: getattr(resources, stage).model_dump() for stage in TAILS if hasattr(resources, stage)}

@@ -1,0 +1,179 @@
+"""What the trials of a sweep came to: a table, the best setting, comparisons with the baseline, a budget to take."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from s2l_ray.significance import (
+    BudgetAdvice,
+    Comparison,
+    compare_paired,
+    corrected,
+    higher_is_better,
+    interval_of_mean,
+    recommend_budget,
+)
+from s2l_ray.sweep import ARM, Parameter, Sweep, Trial, setting_label
+
+BUDGET = "select.budget"
+CHOOSING = (ARM, "select.method", BUDGET)
+"""Parameters that decide which rows are taken, and nothing of what full data would score."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a trial.
+
+    Attributes:
+        metrics: metric -> score; empty where it did not finish.
+        digests: artifact -> digest of what it made.
+        seconds: part of the work -> seconds.
+        error: why it failed; None where it finished, or was stopped for being among the worse.
+    """
+
+    trial: Trial
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    digests: Mapping[str, str] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    error: str | None = None
+
+    @property
+    def status(self) -> str:
+        """`finished`, `failed`, or `stopped` by the search before it began."""
+        return "finished" if self.metrics else "failed" if self.error else "stopped"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The finished repetitions of one setting.
+
+    Attributes:
+        values: parameter -> value.
+        scores: seeds, as text -> score in the sweep's metric.
+    """
+
+    label: str
+    values: Mapping[str, Any]
+    scores: Mapping[str, float]
+
+    def without(self, *names: str) -> dict[str, Any]:
+        """Return the values of the other parameters."""
+        return {name: value for name, value in self.values.items() if name not in names}
+
+    @property
+    def mean(self) -> tuple[float, float | None, float | None]:
+        """Mean score over seeds, with its 95 % interval."""
+        return interval_of_mean(list(self.scores.values()))
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """The end of a sweep."""
+
+    sweep: Sweep
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def settings(self) -> list[Setting]:
+        """Settings with at least one finished trial, in order."""
+        return _settings(self.outcomes, self.sweep.config.metric)
+
+    @property
+    def best(self) -> Setting | None:
+        """The setting with the best mean score among those with the most finished seeds."""
+        settings = self.settings
+        if not settings:
+            return None
+        most = max(len(setting.scores) for setting in settings)
+        sign = 1 if higher_is_better(self.sweep.config.metric) else -1
+        return max((s for s in settings if len(s.scores) == most), key=lambda setting: sign * setting.mean[0])
+
+    def comparisons(self) -> list[Comparison]:
+        """Return every setting against the baseline that is equal in all else, corrected for their number."""
+        baseline, metric = self.sweep.config.baseline, self.sweep.config.metric
+        by_label = {setting.label: setting for setting in self.settings}
+        found = []
+        for setting in self.settings if baseline else ():
+            other = by_label.get(setting_label({**setting.values, **baseline}))
+            if other is not None and other.label != setting.label and set(other.scores) & set(setting.scores):
+                name, against = setting.label, setting_label(baseline)
+                found.append(compare_paired(setting.scores, other.scores, name=name, baseline=against, metric=metric))
+        return corrected(found)
+
+    def budgets(self) -> dict[str, BudgetAdvice]:
+        """Return the recommended budget for every combination of the other parameters, where budgets were swept."""
+        if not any(parameter.name == BUDGET for parameter in self.sweep.parameters):
+            return {}
+        full = {setting.label for setting in self.settings if self._takes_all(setting)}
+        groups: dict[str, list[Setting]] = {}
+        for setting in self.settings:
+            if setting.label not in full:
+                groups.setdefault(setting_label(setting.without(BUDGET)), []).append(setting)
+        return {
+            label: recommend_budget(
+                {setting.values[BUDGET]: setting.scores for setting in group},
+                metric=self.sweep.config.metric,
+                full=self._full_beside(group[0]),
+            )
+            for label, group in groups.items()
+            if len(group) > 1
+        }
+
+    def _takes_all(self, setting: Setting) -> bool:
+        trial = next(t for t in self.sweep.trials if setting_label(t.setting) == setting.label)
+        return trial.config.select.method == "full"
+
+    def _full_beside(self, setting: Setting) -> Mapping[str, float] | None:
+        """Return the scores of full data where all that does not choose rows is equal."""
+        wanted = setting.without(*CHOOSING)
+        beside = (other for other in self.settings if other.without(*CHOOSING) == wanted and self._takes_all(other))
+        return next((other.scores for other in beside), None)
+
+    def table(self) -> pa.Table:
+        """Return a row per trial: swept values, seeds, status, scores, cost, digests."""
+        return pa.Table.from_pylist([_row(outcome, self.sweep.parameters) for outcome in self.outcomes])
+
+
+def _settings(outcomes: Sequence[Outcome], metric: str) -> list[Setting]:
+    found: dict[str, tuple[Mapping[str, Any], dict[str, float]]] = {}
+    for outcome in outcomes:
+        if metric in outcome.metrics:
+            label = setting_label(outcome.trial.setting)
+            scores = found.setdefault(label, (outcome.trial.setting, {}))[1]
+            scores[setting_label(outcome.trial.seeds)] = outcome.metrics[metric]
+    return [Setting(label, values, scores) for label, (values, scores) in found.items()]
+
+
+def _row(outcome: Outcome, parameters: Sequence[Parameter]) -> dict[str, Any]:
+    values = outcome.trial.values
+    return {
+        "trial": outcome.trial.name,
+        **{parameter.name: _plain(values[parameter.name]) for parameter in parameters},
+        "status": outcome.status,
+        "error": outcome.error,
+        **{name: value if math.isfinite(value) else None for name, value in outcome.metrics.items()},
+        **{f"{name}_seconds": value for name, value in outcome.seconds.items()},
+        **{f"{name}_digest": value for name, value in outcome.digests.items()},
+    }
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+
+
+def lines(result: SweepResult) -> Iterator[str]:
+    """Yield what a sweep has to say, a sentence a line."""
+    best = result.best
+    metric = result.sweep.config.metric.replace("_", " ")
+    if best is not None:
+        value, low, high = best.mean
+        interval = f" [{low:.3f}, {high:.3f}]" if low is not None else " (one seed)"
+        yield f"best: {best.label}: {metric} {value:.3f}{interval}"
+    for comparison in result.comparisons():
+        yield comparison.sentence
+    for label, advice in result.budgets().items():
+        chosen = "no recommendation" if advice.recommended is None else f"recommended budget {advice.recommended}"
+        yield f"{label}: {chosen}; {advice.reason}"
