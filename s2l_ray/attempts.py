@@ -214,20 +214,21 @@ class StagedOutput:
             "nonce": uuid.uuid4().hex,
         }
 
+        has_spoken = False
+
         def say(**now: float) -> None:
+            nonlocal has_spoken
             # A storage that fails for good fails the stage itself, with a better message than ours.
             with suppress(OSError):
-                self.storage.write_bytes(json.dumps({**beat, **now}).encode(), *self._parts(HEARTBEAT))
-
-        def say_again(**now: float) -> None:
-            # Over an adopter's heartbeat it would hide the adopter from our commit, or hand its attempt to a third run.
-            with suppress(OSError):
-                if not self._is_taken_over():
-                    say(**now)
+                # Written over an adopter's heartbeat, ours would hide it from `commit`, or free its attempt for a third
+                # run. Before our first word, what stands there is of the run that we adopted from.
+                if not (has_spoken and self._is_taken_over()):
+                    self.storage.write_bytes(json.dumps({**beat, **now}).encode(), *self._parts(HEARTBEAT))
+                    has_spoken = True
 
         def beats() -> None:
             while not stop.wait(HEARTBEAT_SECONDS):
-                say_again(time=time.time())
+                say(time=time.time())
 
         say(time=time.time())
         thread = threading.Thread(target=beats, name=f"heartbeat-{self.artifact}", daemon=True)
@@ -238,7 +239,7 @@ class StagedOutput:
             stop.set()
             thread.join()
             # An attempt given up in good order is free at once; `time: 0` is long ago for every reader.
-            say_again(pid=-1, time=0)
+            say(pid=-1, time=0)
 
     def commit(
         self,

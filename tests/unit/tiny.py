@@ -1,10 +1,22 @@
-"""Models and rows of a size that tests can afford."""
+"""Models, rows, configs and artifacts of a size that tests can afford."""
 
 import numpy as np
+import pyarrow as pa
+import pytest
 
+from s2l_ray.artifacts import Artifact
+from s2l_ray.attempts import StagedOutput, begin
+from s2l_ray.config import Config
+from s2l_ray.errors import ConfigError
+from s2l_ray.experiment import Experiment, experiment_of, parse_sparse
+from s2l_ray.storage import Storage
+from s2l_ray.strict_yaml import parse_yaml
 from s2l_ray.tokens import TokenizedExample, TokenRows, tokens_table
 
 VOCAB, MAX_TOKENS = 40, 32
+FINGERPRINT = "0" * 32
+EXAMPLE_IDS = pa.schema([pa.field("example_id", pa.int64())])
+SYNTHETIC = "examples: {synthetic: {}}\n"
 
 
 def model(model_type="gpt_neox", seed=0, scale=1.0, **changes):
@@ -58,3 +70,31 @@ def rows(n, seed=0, longest=MAX_TOKENS):
             spans = [(start, start + 1), (start + 3, length)]
         examples.append((rng.integers(2, VOCAB, length).tolist(), spans))
     return rows_of(examples)
+
+
+def parse(text: str, *sets: str) -> Experiment:
+    return experiment_of(parse_sparse(parse_yaml(text, origin="exp.yaml"), list(sets), origin="exp.yaml", name="exp"))
+
+
+def config_of(text: str = "", *sets: str) -> Config:
+    return parse(SYNTHETIC + text, *sets).shared
+
+
+def refusal(text: str, *sets: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse(text, *sets)
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+def begun(storage: Storage, artifact: str = "clusters", fingerprint: str = FINGERPRINT) -> StagedOutput:
+    output = begin(storage, artifact, fingerprint)
+    assert output is not None
+    return output
+
+
+def commit(output: StagedOutput, records=None, **changes) -> Artifact:
+    arguments = {"config": {"k": 1}, "inputs": {"tokens": "d"}, "summary": {"rows": 3}, "run": {"seconds": 1.0}}
+    if records is None:
+        records = [output.write_bytes("a.txt", b"hello")]
+    return output.commit(records, **(arguments | changes))
