@@ -7,13 +7,17 @@ import sys
 import threading
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from typing import Any
 
 from s2l_ray.errors import S2LError
-from s2l_ray.experiment import Experiment, load_experiment
+from s2l_ray.experiment import experiment_of, load_experiment, load_sparse
 from s2l_ray.log import STAGE_THREAD, display, without_user_info
 
 INTERRUPTED = 130
+
+Document = Mapping[str, Any]
+"""What a command prints with `--json`."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,8 +25,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     display.quiet = bool(options.json)
     try:
-        options.command(options)
-        sys.stdout.flush()
+        # Ray prints notices of its own, which have no place in a document.
+        with redirect_stdout(sys.stderr):
+            document = options.command(options)
+        if options.json:
+            print(without_user_info(json.dumps(document)), flush=True)
         code = 0
     except S2LError as error:
         display.error(str(error))
@@ -95,16 +102,14 @@ def _overrides(options: argparse.Namespace) -> list[str]:
     return [*options.set, *storage]
 
 
-def _load(options: argparse.Namespace) -> Experiment:
-    return load_experiment(options.config, _overrides(options))
-
-
-def _plan(options: argparse.Namespace) -> None:
+def _plan(options: argparse.Namespace) -> Document:
     from s2l_ray.digests import DigestCache
     from s2l_ray.plan import build_pipeline, examine
     from s2l_ray.storage import Storage
+    from s2l_ray.sweep import lay_out
 
-    experiment = _load(options)
+    sparse = load_sparse(options.config, _overrides(options))
+    experiment = lay_out(sparse).experiment if sparse.sweep else experiment_of(sparse)
     storage = Storage.at(experiment.shared.storage)
     pipeline = build_pipeline(experiment)
     states = list(examine(pipeline, storage, DigestCache(storage)))
@@ -117,20 +122,19 @@ def _plan(options: argparse.Namespace) -> None:
         }
         for state in states
     ]
-    if options.json:
-        _print_json({"storage": storage.uri, "nodes": rows})
-        return
     display.table(["artifact", "stage", "state", "why"], [list(row.values()) for row in rows])
     missing = sum(state.artifact is None for state in states)
-    display.say(f"{len(states) - missing} cached, {missing} to run. Next: s2l run {options.config}")
+    verb = "sweep" if sparse.sweep else "run"
+    display.say(f"{len(states) - missing} cached, {missing} to run. Next: s2l {verb} {options.config}")
+    return {"storage": storage.uri, "nodes": rows}
 
 
-def _run(options: argparse.Namespace) -> None:
+def _run(options: argparse.Namespace) -> Document:
     from s2l_ray.plan import build_pipeline, fetch_models
     from s2l_ray.stages.run import Runner
     from s2l_ray.storage import Storage
 
-    experiment = _load(options)
+    experiment = load_experiment(options.config, _overrides(options))
     storage = Storage.at(experiment.shared.storage)
     fetch_models(experiment)
     pipeline = build_pipeline(experiment)
@@ -141,13 +145,11 @@ def _run(options: argparse.Namespace) -> None:
 
     summary = RunSummary(experiment, pipeline, result, storage)
     summary.save()
-    if options.json:
-        _print_json(summary.as_json())
-    else:
-        summary.show()
+    summary.show()
+    return summary.as_json()
 
 
-def _sweep(options: argparse.Namespace) -> None:
+def _sweep(options: argparse.Namespace) -> Document:
     from s2l_ray.plan import fetch_models
     from s2l_ray.stages.run_sweep import run_sweep
     from s2l_ray.storage import Storage
@@ -158,19 +160,14 @@ def _sweep(options: argparse.Namespace) -> None:
     fetch_models(sweep.experiment)
     finished = run_sweep(sweep, Storage.at(sweep.shared.storage))
     summary = SweepSummary(finished)
-    if options.json:
-        _print_json(summary.as_json())
-    else:
-        summary.show()
+    summary.show()
+    return summary.as_json()
 
 
-def _inspect(options: argparse.Namespace) -> None:
+def _inspect(options: argparse.Namespace) -> Document:
     from s2l_ray.summary import inspect_folder
 
     data = inspect_folder(options.folder)
-    if options.json:
-        _print_json(data)
-        return
     for key, value in data.items():
         if isinstance(value, Mapping):
             display.say(f"{key}:")
@@ -178,9 +175,10 @@ def _inspect(options: argparse.Namespace) -> None:
                 display.say(f"  {name}: {item}")
         else:
             display.say(f"{key}: {value}")
+    return data
 
 
-def _gc(options: argparse.Namespace) -> None:
+def _gc(options: argparse.Namespace) -> Document:
     from s2l_ray.attempts import orphans
     from s2l_ray.storage import Storage
 
@@ -190,10 +188,5 @@ def _gc(options: argparse.Namespace) -> None:
         display.say(f"{'would remove' if options.dry_run else 'removing'} {storage.uri_of(*orphan)}")
         if not options.dry_run:
             storage.delete_folder(*orphan)
-    if options.json:
-        _print_json({"removed": ["/".join(o) for o in found], "dry_run": options.dry_run})
     display.say(f"{len(found)} abandoned folder{'s' if len(found) != 1 else ''}")
-
-
-def _print_json(data: Mapping[str, Any]) -> None:
-    print(without_user_info(json.dumps(data)))
+    return {"removed": ["/".join(o) for o in found], "dry_run": options.dry_run}

@@ -134,7 +134,10 @@ class SweepResult:
 
     def table(self) -> pa.Table:
         """Return a row per trial: swept values, seeds, status, scores, cost, digests."""
-        return pa.Table.from_pylist([_row(outcome, self.sweep.parameters) for outcome in self.outcomes])
+        rows = [_row(outcome, self.sweep.parameters) for outcome in self.outcomes]
+        # All columns of any row: a trial that failed has no scores.
+        names = dict.fromkeys(name for row in rows for name in row)
+        return pa.table({name: [row.get(name) for row in rows] for name in names})
 
 
 def _settings(outcomes: Sequence[Outcome], metric: str) -> list[Setting]:

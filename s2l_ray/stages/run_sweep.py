@@ -6,7 +6,6 @@ on with the same command, and a trial that some other run has done is not done a
 """
 
 import math
-import os
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -110,10 +109,6 @@ class _Tails:
 
 def _run_tails(tails: _Tails, todo: Sequence[Trial]) -> dict[str, str]:
     """Run trials under Tune; return what went wrong, by trial."""
-    # Tune would catch Ctrl-C itself, and write logs that nobody reads.
-    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one prints whatever `verbose` says
     from ray import tune
 
     config = tails.sweep.config

@@ -26,6 +26,15 @@ PROGRESS_SECONDS = 0.5
 NOISE = ("ray.data", "ray.data._internal.progress", "ray.train", "ray.tune", "ray._private.authentication")
 """Loggers of Ray that speak of its inner life in front of the user; their errors still come through."""
 
+SETTINGS = {
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's new output prints whatever `verbose` says
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # logs that nobody reads
+}
+"""Ray's switches that are environment variables; what the user has set stays."""
+
 _ray_lock = threading.RLock()
 
 
@@ -44,11 +53,11 @@ def connect(resources: ResourcesConfig) -> bool:
     Raises:
         ConfigError: the cluster cannot be reached, or cannot hold what the config asks for.
     """
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
     if ray.is_initialized():
         check_capacity(resources)
         return False
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING", "0")
     address = resources.address or os.environ.get("RAY_ADDRESS")
     verbose = bool(os.environ.get("S2L_VERBOSE"))
     if not verbose:

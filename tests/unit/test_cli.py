@@ -193,7 +193,7 @@ def test_exit_code_of_every_error(capsys, monkeypatch, error, code):
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "load_experiment", fail)
+    monkeypatch.setattr(cli, "load_sparse", fail)
     found, out, err = run(capsys, "plan", QUICKSTART)
     assert (found, out) == (code, "")
     assert err
@@ -203,7 +203,7 @@ def test_interrupt_says_how_to_go_on(capsys, monkeypatch):
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "load_experiment", interrupt)
+    monkeypatch.setattr(cli, "load_sparse", interrupt)
     _, _, err = run(capsys, "plan", QUICKSTART)
     assert "same command" in err
 
@@ -212,7 +212,7 @@ def test_fault_of_ours_is_not_swallowed(monkeypatch):
     def fail(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(cli, "load_experiment", fail)
+    monkeypatch.setattr(cli, "load_sparse", fail)
     with pytest.raises(ZeroDivisionError):
         cli.main(["plan", QUICKSTART])
 

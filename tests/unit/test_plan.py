@@ -18,6 +18,7 @@ from s2l_ray.experiment import Experiment, experiment_of, load_experiment, parse
 from s2l_ray.plan import STAGES, Check, Node, Pipeline, build_pipeline, examine
 from s2l_ray.storage import Storage
 from s2l_ray.strict_yaml import parse_yaml
+from s2l_ray.sweep import load_sweep
 
 ROOT = Path(s2l_ray.__file__).parent.parent
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.yaml"))
@@ -286,7 +287,7 @@ def test_workflow_parses_and_lays_out_a_pipeline(path, tmp_path):
         sets.append(f"examples.path={rows_file(tmp_path)}")
     if raw.get("evaluate", {}).get("path"):
         sets.append(f"evaluate.path={rows_file(tmp_path, 'test.jsonl', 'minus')}")
-    experiment = load_experiment(path, sets)
+    experiment = load_sweep(path, sets).experiment if "sweep" in raw else load_experiment(path, sets)
     pipeline = build_pipeline(experiment)
     assert len(experiment.arms) >= len(raw.get("arms", {}) or {1: 1})
     assert node_of(pipeline, "comparison").settings == {"arms": list(experiment.arms)}
@@ -295,7 +296,7 @@ def test_workflow_parses_and_lays_out_a_pipeline(path, tmp_path):
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
 def test_workflow_says_in_its_head_how_to_run_it(path):
     head = path.read_text(encoding="utf-8").split("\n\n")[0]
-    assert f"s2l run workflows/{path.name}" in head
+    assert any(f"s2l {verb} workflows/{path.name}" in head for verb in ("run", "sweep"))
 
 
 def test_workflows_are_there():

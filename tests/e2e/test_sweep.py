@@ -1,0 +1,105 @@
+"""Sweeps through the command: shared parts once, trials under Tune, failures, and going on."""
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.conftest import run_s2l, write_config
+
+QUICK = {"engine": "torch", "steps": 5}
+TASK = {"finetune_target": {"launcher": "task"}}
+
+
+def swept(config: Path, *arguments: str) -> dict:
+    done = run_s2l("sweep", str(config), "--json", *arguments)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def made(folder: Path, artifact: str) -> int:
+    return len(list((folder / "storage" / artifact).glob("*/manifest.json")))
+
+
+def test_sweep_shares_what_trials_have_in_common_and_a_failed_trial_does_not_sink_the_rest(tmp_path: Path) -> None:
+    config = write_config(
+        tmp_path,
+        target=QUICK,
+        evaluate={"metrics": ["loss"]},
+        resources=TASK,
+        arms={"s2l": {"select.method": "paper"}, "random": {"select.method": "random"}},
+        sweep={
+            "baseline": {"arm": "random"},
+            "parameters": {
+                "select.budget": [60, 120],
+                "target.learning_rate": [1.0e-3, 1.0e30],  # no loss is finite after a step of the second
+                "select.seed + target.seed": [0, 1],
+            },
+        },
+    )
+    answer = swept(config)
+    table = pq.read_table(Path(answer["artifact"]) / "trials.parquet").to_pylist()
+    assert len(table) == 16
+    failed = [row for row in table if row["status"] == "failed"]
+    assert {row["target.learning_rate"] for row in failed} == {1e30}
+    assert len(failed) == 8
+    assert all("learning rate" in row["error"] for row in failed)
+    finished = [row for row in table if row["status"] == "finished"]
+    assert len(finished) == 8
+    assert all(row["macro_loss"] > 0 and row["train_seconds"] > 0 for row in finished)
+    assert (made(tmp_path, "proxy"), made(tmp_path, "trajectories"), made(tmp_path, "clusters")) == (1, 1, 1)
+    assert made(tmp_path, "target") == len(finished)
+    good = "target.learning_rate=0.001"
+    assert {f"arm={arm}, {good}" for arm in ("s2l", "random")} <= set(answer["recommended_budget"])
+    assert any("arm=random" in sentence for sentence in answer["comparisons"])
+
+    again = swept(config)
+    assert again["ran"] == len(failed)  # what cannot be done is tried again, what is done is not
+    assert made(tmp_path, "target") == len(finished)
+
+
+def test_sweep_with_asha_gives_every_setting_a_seed_and_the_best_all_of_them(tmp_path: Path) -> None:
+    config = write_config(
+        tmp_path,
+        target=QUICK,
+        evaluate={"metrics": ["loss"]},
+        resources=TASK,
+        sweep={
+            "search": "asha",
+            "samples": 6,
+            "max_concurrent": 1,
+            "parameters": {"target.learning_rate": {"low": 1e-5, "high": 1e-2, "scale": "log"}, "target.seed": [0, 1]},
+        },
+    )
+    answer = swept(config, "--set", "select.method=random")
+    status = [trial["status"] for trial in answer["trials"]]
+    assert len(status) == 12
+    assert "failed" not in status
+    assert 6 <= status.count("finished") <= 12
+    by_rate: dict[float, list[str]] = {}
+    for trial in answer["trials"]:
+        by_rate.setdefault(trial["target.learning_rate"], []).append(trial["status"])
+    assert all(found[0] == "finished" for found in by_rate.values())
+    assert any(found == ["finished", "finished"] for found in by_rate.values())
+
+
+def test_sweep_runs_trials_that_start_ray_train_with_deepspeed(tmp_path: Path) -> None:
+    config = write_config(
+        tmp_path,
+        target={"steps": 4},
+        evaluate={"metrics": ["loss"]},
+        select={"method": "random"},
+        sweep={"parameters": {"select.budget": [50], "target.seed": [0, 1]}},
+    )
+    answer = swept(config)
+    assert [trial["status"] for trial in answer["trials"]] == ["finished", "finished"]
+
+
+@pytest.mark.parametrize("verb", ["run", "sweep"])
+def test_the_wrong_verb_is_refused_with_the_right_one(tmp_path: Path, verb: str) -> None:
+    sweep = {"parameters": {"select.budget": [5]}}
+    config = write_config(tmp_path, **({"sweep": sweep} if verb == "run" else {}))
+    done = run_s2l(verb, str(config))
+    assert done.returncode == 2
+    assert f"s2l {'sweep' if verb == 'run' else 'run'}" in done.stderr
