@@ -53,6 +53,12 @@ class SyntheticCorpus(Section):
     """Exponent of the Zipf law."""
     wrong: float = Field(0.02, ge=0, lt=1)
     """Share of training rows whose answer is wrong."""
+    mistakes: Literal["random", "consistent"] = "random"
+    """Whether wrong answers to the same thing differ or are alike."""
+    copied: int = Field(0, ge=0)
+    """Rows that stand several times."""
+    copies: int = Field(1, ge=1)
+    """How often each of them stands; what is more than once comes on top of `rows`."""
 
 
 class InputPath(Section):

@@ -23,7 +23,7 @@ of an axis, E held-out cells of a skill, C the other cells.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +42,7 @@ _SYLLABLES = [consonant + vowel for consonant in "bdfklmnrstvz" for vowel in "ae
 _STRIDE = 1867
 """Prime and no divisor of a power of 60: walks through all words of one length, neighbours looking unlike."""
 
-_TABLES_STREAM, _SOURCES_STREAM, _TRAIN_STREAM, _EVAL_STREAM = range(4)
+_TABLES_STREAM, _SOURCES_STREAM, _TRAIN_STREAM, _EVAL_STREAM, _MISTAKES_STREAM, _COPIES_STREAM = range(6)
 """One random stream for each purpose, so that a draw added to one does not move the others."""
 
 
@@ -66,6 +66,12 @@ class SyntheticSpec:
     """The k-th skill's share of the rows is proportional to k ** -zipf; 0 is flat."""
     wrong: float = 0.02
     """Share of training rows with a wrong answer, drawn from all rows alike; 0 to 1."""
+    mistakes: Literal["random", "consistent"] = "random"
+    """`random`: every wrong row has a mistake of its own. `consistent`: whoever is wrong about a key is wrong alike."""
+    copied: int = 0
+    """Rows, drawn from all alike, that stand several times; 0 to `rows`."""
+    copies: int = 1
+    """How often each of the `copied` rows stands, at least 1. What is more than once comes on top of `rows`."""
     eval_rows_per_skill: int = 24
     """Cells of each table held out for evaluation, at most half of the table (keys ** 2 / 2)."""
     keys: int = 12
@@ -88,6 +94,8 @@ class SyntheticSpec:
             "sources": (1, min(26, self.skills)),
             "zipf": (0, np.inf),
             "wrong": (0, 1),
+            "copied": (0, self.rows),
+            "copies": (1, np.inf),
             "eval_rows_per_skill": (0, self.keys**2 // 2),
             "keys": (2, np.inf),
             "key_words": (self.keys, np.inf),
@@ -111,6 +119,8 @@ class _World:
     """Which of the table's `values` values stands behind each key."""
     value_SAV: NDArray[np.int64]
     """Word index of each value."""
+    mistake_SAK: NDArray[np.int64]
+    """How far from the truth a consistent mistake about a key is, 1 to `values` - 1."""
     eval_cell_SE: NDArray[np.int64]
     """Held-out cells, row * keys + column."""
     train_cell_SC: NDArray[np.int64]
@@ -127,9 +137,9 @@ def generate_rows(spec: SyntheticSpec, seed: int) -> list[dict[str, Any]]:
         seed: at least 0; draws the tables, the sources and the rows.
 
     Returns:
-        `spec.rows` dicts with `id` (unique), `instruction`, `input` (empty), `output` (two words), `source`, and the
-        hidden truth `skill` ("skill-00" is the most common) and `is_wrong`. A wrong answer has, on both axes, another
-        value of the same table. Exactly `round(wrong * rows)` rows are wrong.
+        `spec.rows` dicts and the copies, with `id` (unique), `instruction`, `input` (empty), `output` (two words),
+        `source`, and the hidden truth `skill` ("skill-00" is the most common) and `is_wrong`. A wrong answer has, on
+        both axes, another value of the same table. Exactly `round(wrong * rows)` rows are wrong, copies left out.
     """
     world = _draw_world(spec, seed)
     generator = np.random.default_rng([seed, _TRAIN_STREAM])
@@ -142,8 +152,12 @@ def generate_rows(spec: SyntheticSpec, seed: int) -> list[dict[str, Any]]:
         cell_N = world.train_cell_SC[skill, question_N // questions_per_cell]
         phrasing_N, asker_N = np.divmod(question_N % questions_per_cell, spec.askers)
         wrong_N = is_wrong_N[len(rows) : len(rows) + int(count)]
-        shift_NA = generator.integers(1, spec.values, size=(int(count), 2)) * wrong_N[:, None]
-        rows += _write_rows(spec, world, skill, cell_N, phrasing_N, asker_N, shift_NA)
+        shift_NA = generator.integers(1, spec.values, size=(int(count), 2))
+        if spec.mistakes == "consistent":
+            shift_NA = _of_keys(world.mistake_SAK[skill], cell_N)
+        rows += _write_rows(spec, world, skill, cell_N, phrasing_N, asker_N, shift_NA * wrong_N[:, None])
+    copied = np.random.default_rng([seed, _COPIES_STREAM]).permutation(len(rows))[: spec.copied]
+    rows += [rows[index] for index in copied.tolist() for _ in range(spec.copies - 1)]
     order_N = generator.permutation(len(rows))
     return [{"id": f"train-{position:06d}", **rows[index]} for position, index in enumerate(order_N)]
 
@@ -200,6 +214,9 @@ def _draw_world(spec: SyntheticSpec, seed: int) -> _World:
     return _World(
         key_SAK=np.stack([generator.permutation(spec.key_words)[: spec.keys] for _ in axes]).reshape(shape),
         slot_SAK=np.stack([generator.permutation(slot_K) for _ in axes]).reshape(shape),
+        mistake_SAK=np.random.default_rng([seed, _MISTAKES_STREAM]).integers(
+            1, spec.values, size=(spec.skills, 2, spec.keys)
+        ),
         value_SAV=np.stack([generator.permutation(spec.value_words)[: spec.values] for _ in axes]).reshape(shape),
         eval_cell_SE=cell_SC[:, : spec.eval_rows_per_skill],
         train_cell_SC=cell_SC[:, spec.eval_rows_per_skill :],
@@ -223,6 +240,12 @@ def _draw_in_rounds(population: int, count: int, generator: np.random.Generator)
     return np.concatenate([np.empty(0, dtype=np.int64), *drawn])[:count]
 
 
+def _of_keys(number_AK: NDArray[np.int64], cell_N: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Look up the numbers of each cell's row key and column key."""
+    row_N, column_N = np.divmod(cell_N, number_AK.shape[1])
+    return np.stack([number_AK[0, row_N], number_AK[1, column_N]], axis=1)
+
+
 def _write_rows(
     spec: SyntheticSpec,
     world: _World,
@@ -243,9 +266,7 @@ def _write_rows(
         for value_V, ending in zip(world.value_SAV[skill], "lt", strict=True)
     ]
     key_NA = np.stack(np.divmod(cell_N, spec.keys), axis=1)
-    slot_NA = (np.stack([world.slot_SAK[skill, axis, key_NA[:, axis]] for axis in range(2)], axis=1) + shift_NA) % (
-        spec.values
-    )
+    slot_NA = (_of_keys(world.slot_SAK[skill], cell_N) + shift_NA) % spec.values
     return [
         {
             "instruction": PHRASINGS[phrasing].format(

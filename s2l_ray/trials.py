@@ -8,6 +8,8 @@ from typing import Any
 import pyarrow as pa
 
 from s2l_ray.significance import (
+    HIGHER_IS_BETTER,
+    LOWER_IS_BETTER,
     BudgetAdvice,
     Comparison,
     compare_paired,
@@ -78,7 +80,7 @@ class SweepResult:
 
     @property
     def settings(self) -> list[Setting]:
-        """Settings with at least one finished trial, in order."""
+        """Settings with at least one finished trial, in order, scored in the sweep's metric."""
         return _settings(self.outcomes, self.sweep.config.metric)
 
     @property
@@ -91,17 +93,28 @@ class SweepResult:
         sign = 1 if higher_is_better(self.sweep.config.metric) else -1
         return max((s for s in settings if len(s.scores) == most), key=lambda setting: sign * setting.mean[0])
 
-    def comparisons(self) -> list[Comparison]:
-        """Return every setting against the baseline that is equal in all else, corrected for their number."""
-        baseline, metric = self.sweep.config.baseline, self.sweep.config.metric
-        by_label = {setting.label: setting for setting in self.settings}
+    def comparisons(self, metric: str | None = None) -> list[Comparison]:
+        """Return every setting against the baseline that is equal in all else, corrected for their number.
+
+        Args:
+            metric: the sweep's own unless given.
+        """
+        baseline, metric = self.sweep.config.baseline, metric or self.sweep.config.metric
+        settings = _settings(self.outcomes, metric)
+        by_label = {setting.label: setting for setting in settings}
         found = []
-        for setting in self.settings if baseline else ():
+        for setting in settings if baseline else ():
             other = by_label.get(setting_label({**setting.values, **baseline}))
             if other is not None and other.label != setting.label and set(other.scores) & set(setting.scores):
                 name, against = setting.label, setting_label(baseline)
                 found.append(compare_paired(setting.scores, other.scores, name=name, baseline=against, metric=metric))
         return corrected(found)
+
+    def all_comparisons(self) -> list[Comparison]:
+        """Return the comparisons in every metric that has a better and a worse."""
+        measured = {metric for outcome in self.outcomes for metric in outcome.metrics}
+        judged = (metric for metric in (*HIGHER_IS_BETTER, *LOWER_IS_BETTER) if metric in measured)
+        return [comparison for metric in judged for comparison in self.comparisons(metric)]
 
     def budgets(self) -> dict[str, BudgetAdvice]:
         """Return the recommended budget for every combination of the other parameters, where budgets were swept."""

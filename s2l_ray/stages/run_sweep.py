@@ -246,7 +246,7 @@ def _commit(result: SweepResult, pipelines: Mapping[str, Pipeline], storage: Sto
         return known or _commit(result, pipelines, storage, seconds)
     with output.alive():
         table = result.table()
-        comparisons = pa.Table.from_pylist([asdict(c) | {"verdict": c.verdict} for c in result.comparisons()])
+        comparisons = pa.Table.from_pylist([asdict(c) | {"verdict": c.verdict} for c in result.all_comparisons()])
         records = [output.write_parquet("trials.parquet", [table], table.schema)]
         if comparisons.num_rows:
             records.append(output.write_parquet("comparisons.parquet", [comparisons], comparisons.schema))

@@ -230,3 +230,27 @@ def test_generate_any_spec_keeps_its_counts_and_its_cells_apart(rows, skills, ph
 def test_spec_out_of_range_is_a_config_error_that_names_the_field(field, value):
     with pytest.raises(ConfigError, match=rf"SyntheticSpec\.{field} is {value}"):
         SyntheticSpec(**{field: value})
+
+
+def test_consistent_mistakes_are_alike_for_each_key_and_never_the_truth():
+    spec = SyntheticSpec(wrong=0.3, mistakes="consistent")
+    rows = generate_rows(spec, seed=0)
+    truth, mistake = learn_tables(rows), {}
+    wrong = [row for row in rows if row["is_wrong"]]
+    assert len(wrong) == round(0.3 * spec.rows)
+    for row in wrong:
+        for key, word in zip(parse(row)[1:], row["output"].split(), strict=True):
+            assert mistake.setdefault((row["skill"], key), word) == word
+            assert word != truth.get((row["skill"], key))
+    assert generate_rows(SyntheticSpec(wrong=0.3), seed=0)[0]["instruction"] == rows[0]["instruction"]
+
+
+def test_copied_rows_stand_as_often_as_asked_on_top_of_the_others():
+    spec = SyntheticSpec(copied=7, copies=5)
+    rows = generate_rows(spec, seed=0)
+    assert len(rows) == spec.rows + 7 * 4
+    assert len({row["id"] for row in rows}) == len(rows)
+    plain = Counter(row["instruction"] for row in generate_rows(SPEC, seed=0))
+    more = Counter(row["instruction"] for row in rows) - plain
+    assert sum(more.values()) == 7 * 4
+    assert all(count % 4 == 0 for count in more.values())

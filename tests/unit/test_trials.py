@@ -58,6 +58,19 @@ def test_comparisons_pair_each_setting_with_the_baseline_of_its_own_budget():
     assert all(c.p_adjusted >= c.p_value for c in found.values())
 
 
+def test_comparisons_of_every_metric_know_which_way_is_good():
+    result = result_of()
+    outcomes = []
+    for outcome in result.outcomes:
+        metrics = {**outcome.metrics, "wrong_share": 1 - outcome.metrics["macro_exact_match"], "rows": 10.0}
+        outcomes.append(Outcome(outcome.trial, metrics))
+    found = SweepResult(result.sweep, tuple(outcomes)).all_comparisons()
+    assert {c.metric for c in found} == {"macro_exact_match", "wrong_share"}
+    first = {c.metric: c.effect for c in found if c.name == "arm=s2l, select.budget=0.1"}
+    assert first["wrong_share"] == pytest.approx(first["macro_exact_match"])
+    assert len([c for c in found if c.metric == "wrong_share"]) == len(result.comparisons())
+
+
 def test_comparisons_leave_out_seeds_that_failed_on_either_side():
     found = {c.name: c for c in result_of(failed=[("s2l", 0.1, 0), ("random", 0.1, 1)]).comparisons()}
     assert found["arm=s2l, select.budget=0.1"].pairs == 1
