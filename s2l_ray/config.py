@@ -83,6 +83,8 @@ class ExamplesConfig(Section):
     """Our name -> the data's column, e.g. `{instruction: task, output: solution, source: origin, id: uid}`."""
     on_bad_row: Literal["error", "reject"] = "error"
     """`error` stops at the first bad row; `reject` sets bad rows aside with a reason."""
+    decontaminate: Literal["report", "drop"] = "report"
+    """What happens to rows whose prompt is like a held-out one: they are counted, or no model is trained on them."""
     max_rejected: float = Field(0.01, ge=0, le=1)
     """Share of rows that may be set aside before the run stops."""
 

@@ -35,8 +35,9 @@ from s2l_ray.storage import Storage
 
 STAGES = {
     "prepare_examples": 1,
+    "measure_overlap": 1,
     "prepare_tokenizer": 1,
-    "tokenize_examples": 1,
+    "tokenize_examples": 2,
     "train_proxy": 1,
     "score_examples": 1,
     "embed_examples": 1,
@@ -56,6 +57,8 @@ CLUSTERED = ("paper", "official", "guarded", "embedding_kmeans")
 """The selectors that need clusters."""
 SCORED = ("least_confidence", "middle_perplexity", "high_learnability", "curriculum")
 """The selectors that read the losses themselves."""
+NOT_IN_BYTES = ("path", "on_bad_row", "max_rejected", "decontaminate")
+"""Keys of `examples` that change nothing in the examples themselves."""
 BY_SOURCE = ("official", "random_per_source")
 """The selectors that divide the budget by source."""
 
@@ -210,7 +213,11 @@ class Pipeline:
                 f"no arm of this experiment needs the stage {stage!r}. Expected one of {', '.join(used)}, "
                 "or another `select.method`."
             )
+        order = list(STAGES)
         for node in reversed(self.nodes):
+            # Nothing is made of the overlap, but it is to be known before anything dear is.
+            if node.stage == "measure_overlap" and order.index(stage) > order.index(node.stage):
+                wanted.add(node.key)
             if node.key in wanted:
                 wanted.update(parent.key for parent in node.inputs.values())
         return Pipeline(tuple(node for node in self.nodes if node.key in wanted), self.arms, self.checks)
@@ -266,7 +273,7 @@ def build_pipeline(experiment: Experiment, files: InputListing | None = None) ->
         for name, node in _arm_nodes(config, files).items():
             nodes.setdefault(node.key, node)
             arms_of.setdefault(node.key, {})[arm] = None
-            if name in ("examples", "subset", "scores"):
+            if name in ("examples", "overlap", "subset", "scores"):
                 compared[f"{name}/{arm}"] = node
             if name in ("examples", "proxy_tokens"):
                 checks.setdefault(node.key, []).append(Check(config))
@@ -383,9 +390,17 @@ def _arm_nodes(config: Config, files: Mapping[Any, tuple[InputFile, ...]]) -> di
     data = files.get(config.examples.path, ())
     nodes = {"examples": (examples := _examples_node(config, data))}
     nodes["eval_examples"] = eval_examples = _eval_examples_node(config, files, examples)
+    nodes["overlap"] = overlap = Node(
+        artifact="overlap",
+        stage="measure_overlap",
+        config=config.examples.decontaminate,
+        settings={},
+        inputs={"examples": examples, "eval_examples": eval_examples},
+    )
+    drops = config.examples.decontaminate == "drop"
     for key, model in (("proxy", config.proxy), ("target", config.target)):
         nodes[f"{key}_tokenizer"] = tokenizer = _tokenizer_node(config, key, model, examples)
-        nodes[f"{key}_tokens"] = _tokens_node(config, examples, tokenizer)
+        nodes[f"{key}_tokens"] = _tokens_node(config, examples, tokenizer, overlap if drops else None)
     nodes["eval_tokens"] = _tokens_node(config, eval_examples, nodes["target_tokenizer"])
     selecting = {"examples": examples, "proxy_tokens": nodes["proxy_tokens"], "target_tokens": nodes["target_tokens"]}
     method = config.select.method
@@ -481,7 +496,7 @@ def _examples_node(config: Config, files: tuple[InputFile, ...]) -> Node:
         config=PrepareSettings(
             config.examples, files, "train", held_out, derive_seed(config.seed, "synthetic"), "examples"
         ),
-        settings={**_settings(config.examples, without=("path", "on_bad_row", "max_rejected")), "held_out": held_out},
+        settings={**_settings(config.examples, without=NOT_IN_BYTES), "held_out": held_out},
         inputs={},
         seed=derive_seed(config.seed, "synthetic") if config.examples.synthetic else 0,
         outside=_files_outside(files),
@@ -512,8 +527,8 @@ def _eval_examples_node(config: Config, files: Mapping[Any, tuple[InputFile, ...
         artifact="eval_examples",
         stage="prepare_examples",
         config=PrepareSettings(section, listed, "all", 0.0, 0, "evaluate"),
-        settings={**_settings(section, without=("path", "on_bad_row", "max_rejected")), "part": "all"},
-        inputs={"examples": examples},
+        settings={**_settings(section, without=NOT_IN_BYTES), "part": "all"},
+        inputs={},
         outside=_files_outside(listed),
     )
 
@@ -532,13 +547,13 @@ def _tokenizer_node(config: Config, key: str, model: ModelConfig, examples: Node
     )
 
 
-def _tokens_node(config: Config, examples: Node, tokenizer: Node) -> Node:
+def _tokens_node(config: Config, examples: Node, tokenizer: Node, overlap: Node | None = None) -> Node:
     return Node(
         artifact="tokens",
         stage="tokenize_examples",
         config=config.tokens,
         settings={"max_tokens": config.tokens.max_tokens, "template": config.tokens.template},
-        inputs={"examples": examples, "tokenizer": tokenizer},
+        inputs={"examples": examples, "tokenizer": tokenizer} | ({"overlap": overlap} if overlap else {}),
     )
 
 

@@ -45,6 +45,11 @@ REJECTED = pa.schema(
     ]
 )
 
+OVERLAP = pa.schema(
+    [pa.field("example_id", pa.int64(), nullable=False), pa.field("grade", pa.string(), nullable=False)]
+)
+"""Examples of one side that are like one of the other; grades: exact, digit_blind, ngram."""
+
 TOKENS = pa.schema(
     [
         pa.field("example_id", pa.int64(), nullable=False),

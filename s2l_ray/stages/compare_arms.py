@@ -21,15 +21,19 @@ from s2l_ray.scoring import Mean, tail_groups, weighted_mean
 
 @dataclass(frozen=True)
 class Inputs:
-    """Of every arm its examples, its subset and its scores."""
+    """Of every arm its examples, its subset and its scores, and how much of the held-out data it was trained on."""
 
     arms: Mapping[str, tuple[Artifact, Artifact, Artifact]]
+    overlap: Mapping[str, Artifact]
 
     @classmethod
     def from_named(cls, named: Mapping[str, Artifact]) -> "Inputs":
-        """Take `examples/ARM`, `subset/ARM` and `scores/ARM` apart."""
+        """Take `examples/ARM`, `subset/ARM`, `scores/ARM` and `overlap/ARM` apart."""
         arms = [name.partition("/")[2] for name in named if name.startswith("subset/")]
-        return cls({arm: (named[f"examples/{arm}"], named[f"subset/{arm}"], named[f"scores/{arm}"]) for arm in arms})
+        return cls(
+            {arm: (named[f"examples/{arm}"], named[f"subset/{arm}"], named[f"scores/{arm}"]) for arm in arms},
+            {arm: named[f"overlap/{arm}"] for arm in arms},
+        )
 
 
 def compare_arms(
@@ -43,7 +47,10 @@ def compare_arms(
             rows.append({"arm": arm, "metric": metric, "value": mean.value, "low": low, "high": high})
     table = pa.Table.from_pylist(rows, schema=schemas.ARMS)
     record = output.write_parquet("arms.parquet", [table], schemas.ARMS)
-    return StageResult([record], {"arms": list(inputs.arms)})
+    return StageResult(
+        [record],
+        {"arms": list(inputs.arms), "overlap": {arm: found.summary for arm, found in inputs.overlap.items()}},
+    )
 
 
 @lru_cache(maxsize=1)

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from s2l_ray import schemas
-from s2l_ray.artifacts import Artifact, FileRecord, StageResult
+from s2l_ray.artifacts import FileRecord, StageResult
 from s2l_ray.attempts import StagedOutput
 from s2l_ray.config import ResourcesConfig
 from s2l_ray.errors import ArtifactError, DataError
@@ -32,7 +32,6 @@ from s2l_ray.examples import (
 from s2l_ray.inputs import InputFile, check_unchanged, find_inputs, listed
 from s2l_ray.layouts import Layout, detect_layout
 from s2l_ray.log import display
-from s2l_ray.overlap import NGRAM_WORDS, PromptKeys, count_overlap, prompt_keys
 from s2l_ray.plan import PrepareSettings, check_rejected
 from s2l_ray.stages.runtime import Receipt, map_shards
 
@@ -44,9 +43,7 @@ GROUP_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Inputs:
-    """`examples` where held-out data comes from its own files, to measure how much of it is in the training data."""
-
-    examples: Artifact | None = None
+    """Files only; no artifact."""
 
 
 @dataclass(frozen=True)
@@ -147,8 +144,6 @@ def prepare_examples(
     records.append(output.write_parquet("rejected.parquet", [_rejected_table(rejected)], schemas.REJECTED))
     summary = _account(config, receipts, len(rejected))
     _check_user_ids(output, receipts)
-    if inputs.examples is not None:
-        summary["overlap"] = _overlap(inputs.examples, output, receipts)
     return StageResult(records, summary)
 
 
@@ -220,23 +215,3 @@ def _check_user_ids(output: StagedOutput, receipts: list[Receipt]) -> None:
             f"these ids stand on more than one row: {listed(repeated)}. Ids must be unique; mend the "
             "data, or rename the column if it holds no ids."
         )
-
-
-def _overlap(examples: Artifact, output: StagedOutput, receipts: list[Receipt]) -> dict[str, int]:
-    held = [keys for table in _written(output, receipts, ["turns"]) for keys in _keys(table)]
-    training = (
-        keys for record in examples.files("examples-") for keys in _keys(examples.read_rows(record, columns=["turns"]))
-    )
-    overlap = count_overlap(training, held)
-    if overlap["ngram"]:
-        display.warn(
-            f"of {overlap['rows']} held-out prompts {overlap['exact']} stand in the training data word for word, "
-            f"{overlap['digit_blind']} up to their numbers, and {overlap['ngram']} share {NGRAM_WORDS} words in a row "
-            "with it; scores on them say little"
-        )
-    return overlap
-
-
-def _keys(table: pa.Table) -> Iterator[PromptKeys]:
-    for turns in table.column("turns").to_pylist():
-        yield prompt_keys((turn["role"], turn["content"]) for turn in turns)

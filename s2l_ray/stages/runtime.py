@@ -146,6 +146,23 @@ class Shard(Protocol):
 
 
 @dataclass(frozen=True)
+class ExamplesFile:
+    """A file of examples as a unit of work."""
+
+    record: FileRecord
+
+    @property
+    def piece(self) -> str:
+        """Number of the file."""
+        return self.record.path.removeprefix("examples-").removesuffix(".parquet")
+
+    @property
+    def rows(self) -> int:
+        """Its rows."""
+        return self.record.rows or 0
+
+
+@dataclass(frozen=True)
 class RowRange:
     """Rows `start:stop` of one Parquet file of an artifact: a unit of work over a large file."""
 

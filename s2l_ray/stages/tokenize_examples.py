@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from s2l_ray import schemas
-from s2l_ray.artifacts import Artifact, FileRecord, StageResult
+from s2l_ray.artifacts import Artifact, StageResult
 from s2l_ray.attempts import StagedOutput
 from s2l_ray.config import ResourcesConfig, TokensConfig
 from s2l_ray.errors import ArtifactError, DataError
 from s2l_ray.log import display
-from s2l_ray.stages.runtime import Receipt, map_shards
+from s2l_ray.stages.runtime import ExamplesFile, Receipt, map_shards
 from s2l_ray.tokens import NO_RESPONSE, opened_tokenizer, render, tokens_table
 
 BATCH_ROWS = 4096
@@ -28,23 +28,8 @@ class Inputs:
 
     examples: Artifact
     tokenizer: Artifact
-
-
-@dataclass(frozen=True)
-class ExamplesFile:
-    """One file of examples."""
-
-    record: FileRecord
-
-    @property
-    def piece(self) -> str:
-        """Number of the file."""
-        return self.record.path.removeprefix("examples-").removesuffix(".parquet")
-
-    @property
-    def rows(self) -> int:
-        """Its rows."""
-        return self.record.rows or 0
+    overlap: Artifact | None = None
+    """Where given, the training examples that it names are left out."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +43,7 @@ class TokenizeFile:
     def __call__(self, file: ExamplesFile) -> Receipt:
         """Write `tokens-*` and what was rejected."""
         rejected: list[pa.Table] = []
-        note = {"tokens": 0, "response_tokens": 0, "truncated": 0}
+        note = {"tokens": 0, "response_tokens": 0, "truncated": 0, "dropped": 0}
         tables = self._tables(file, rejected, note)
         records = [self.output.write_parquet(f"tokens-{file.piece}.parquet", tables, schemas.TOKENS)]
         if rejected:
@@ -71,6 +56,11 @@ class TokenizeFile:
         examples = self.inputs.examples.read_rows(
             file.record, columns=["example_id", "source", "input_file", "input_row", "turns"]
         )
+        if self.inputs.overlap is not None:
+            like = self.inputs.overlap.read_table(f"training-{file.piece}.parquet", ["example_id"])
+            is_like = pc.is_in(examples.column("example_id"), value_set=like.column(0).combine_chunks())
+            note["dropped"] = like.num_rows
+            examples = examples.filter(pc.invert(is_like))
         for start in range(0, max(1, examples.num_rows), BATCH_ROWS):
             part = examples.slice(start, BATCH_ROWS)
             rendered = [
@@ -111,10 +101,16 @@ def tokenize_examples(
     rows_in = sum(file.rows for file in files)
     rows_kept = sum(record.rows or 0 for record in records)
     rows_rejected = sum(table.num_rows for table in parts)
-    if rows_in != rows_kept + rows_rejected:
+    rows_dropped = sum(note["dropped"] for _, note in receipts)
+    if rows_in != rows_kept + rows_rejected + rows_dropped:
         raise ArtifactError(
-            f"{rows_in} examples in, but {rows_kept} tokenized + {rows_rejected} rejected. A row was lost; this is a "
-            "fault of the program, please report it."
+            f"{rows_in} examples in, but {rows_kept} tokenized + {rows_rejected} rejected + {rows_dropped} dropped. A "
+            "row was lost; this is a fault of the program, please report it."
+        )
+    if rows_kept == 0 and rows_dropped:
+        raise DataError(
+            f"no example is left: {rows_dropped} of {rows_in} are like held-out ones, and {rows_rejected} have no "
+            "response token. Mend the data, or set examples.decontaminate: report."
         )
     if rows_kept == 0:
         raise DataError(
@@ -124,4 +120,5 @@ def tokenize_examples(
         display.warn(f"{rows_rejected} of {rows_in} examples have no response token within {config.max_tokens} tokens")
     records.append(output.write_parquet("rejected.parquet", parts, schemas.REJECTED))
     totals = {name: sum(note[name] for _, note in receipts) for name in ("tokens", "response_tokens", "truncated")}
-    return StageResult(records, {"rows_in": rows_in, "rows_kept": rows_kept, "rows_rejected": rows_rejected, **totals})
+    counts = {"rows_in": rows_in, "rows_kept": rows_kept, "rows_rejected": rows_rejected, "rows_dropped": rows_dropped}
+    return StageResult(records, counts | totals)

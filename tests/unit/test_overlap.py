@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s2l_ray.overlap import count_overlap, prompt_keys
+from s2l_ray.overlap import HeldOutPrompts, count_grades, prompt_keys
+
+
+def count_overlap(training, held_out):
+    prompts = HeldOutPrompts(held_out)
+    for keys in training:
+        prompts.meet(keys)
+    return {"rows": len(held_out), **count_grades(prompts.grades())}
 
 
 def keys(prompt: str, answer: str = "42"):
@@ -65,11 +72,13 @@ def test_examples_without_a_prompt_are_the_same_only_with_the_same_answer(blank)
 
 def test_keys_do_not_depend_on_the_process():
     code = (
-        "from s2l_ray.overlap import prompt_keys as k; x = k([('user', 'What is 2?')]); print(x.exact, x.digit_blind)"
+        "from s2l_ray.overlap import prompt_keys as k; x = k([('user', 'What is 2 and 3? ' * 9)]); "
+        "print(x.exact, x.digit_blind, x.ngrams.hex())"
     )
     environment = os.environ | {"PYTHONHASHSEED": "7"}
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
-    assert [int(x) for x in out.stdout.split()] == [keys("What is 2?").exact, keys("What is 2?").digit_blind]
+    here = keys("What is 2 and 3? " * 9)
+    assert out.stdout.split() == [str(here.exact), str(here.digit_blind), here.ngrams.hex()]
 
 
 def test_count_says_how_many_held_out_rows_occur():
@@ -120,3 +129,27 @@ def test_count_on_real_data_finds_the_repeated_test_questions(data_folder):
     overlap = count_overlap(prompts("math_train.jsonl", "instruction"), prompts("eval_gsm8k.jsonl", "question"))
     assert overlap["exact"] == 0
     assert overlap["ngram"] >= 1245
+
+
+def test_meeting_a_prompt_says_its_strongest_grade():
+    prompts = HeldOutPrompts([keys("What is 2 + 2?"), keys(LONG)])
+    assert prompts.meet(keys("what is 2 + 2?")) == "exact"
+    assert prompts.meet(keys("What is 3 + 2?")) == "digit_blind"
+    assert prompts.meet(keys(LONG + " and why")) == "ngram"
+    assert prompts.meet(keys("What is that?")) is None
+    assert prompts.grades() == ["exact", "ngram"]
+
+
+@given(training=prompts, held_out=prompts, cut=st.integers(0, 8))
+@settings(deadline=None)
+def test_what_two_workers_saw_is_what_one_sees(training, held_out, cut):
+    parts = [HeldOutPrompts(map(keys, held_out)) for _ in range(2)]
+    for part, prompts_of in zip(parts, (training[:cut], training[cut:]), strict=True):
+        for prompt in prompts_of:
+            part.meet(keys(prompt))
+    merged, whole = HeldOutPrompts(map(keys, held_out)), HeldOutPrompts(map(keys, held_out))
+    for part in parts:
+        merged.merge(json.loads(json.dumps(part.seen)))
+    for prompt in training:
+        whole.meet(keys(prompt))
+    assert merged.grades() == whole.grades()

@@ -82,6 +82,7 @@ def test_arms_of_the_quickstart_share_what_precedes_their_difference():
         "examples": 1,
         "eval_examples": 1,
         "tokenizer": 1,
+        "overlap": 1,
         "tokens": 2,
         "proxy": 1,
         "trajectories": 1,
@@ -123,7 +124,7 @@ AFTER_SUBSET = {"subset", "target", "scores", "comparison"}
 AFTER_CLUSTERS = {"clusters"} | AFTER_SUBSET
 AFTER_SCORING = {"trajectories"} | AFTER_CLUSTERS
 AFTER_PROXY = {"proxy"} | AFTER_SCORING
-EVERYTHING = {"examples", "eval_examples", "tokenizer", "tokens"} | AFTER_PROXY
+EVERYTHING = {"examples", "eval_examples", "overlap", "tokenizer", "tokens"} | AFTER_PROXY
 
 
 @pytest.mark.parametrize(
@@ -158,10 +159,11 @@ EVERYTHING = {"examples", "eval_examples", "tokenizer", "tokens"} | AFTER_PROXY
         ("target.precision=bf16", {"target", "scores", "comparison"}),
         ("evaluate.metrics=[exact_match]", {"scores", "comparison"}),
         ("evaluate.max_rows=5", {"scores", "comparison"}),
-        ("tokens.max_tokens=64", EVERYTHING - {"examples", "eval_examples"}),
-        ("tokens.vocab_size=64", EVERYTHING - {"examples", "eval_examples"}),
-        ("tokens.template=plain", EVERYTHING - {"examples", "eval_examples"}),
+        ("tokens.max_tokens=64", EVERYTHING - {"examples", "eval_examples", "overlap"}),
+        ("tokens.vocab_size=64", EVERYTHING - {"examples", "eval_examples", "overlap"}),
+        ("tokens.template=plain", EVERYTHING - {"examples", "eval_examples", "overlap"}),
         ("examples.synthetic.rows=10", EVERYTHING),
+        ("examples.decontaminate=drop", EVERYTHING - {"examples", "eval_examples", "overlap", "tokenizer"}),
     ],
 )
 def test_setting_changes_what_depends_on_it_and_nothing_else(line, expected):
@@ -246,7 +248,8 @@ def test_fingerprint_follows_digests_of_inputs_and_of_the_outside():
 
 def test_until_keeps_a_stage_and_what_it_needs():
     part = pipeline_of(ARMS).until("cluster_trajectories")
-    assert set(by_artifact(part)) == {"examples", "tokenizer", "tokens", "proxy", "trajectories", "clusters"}
+    needed = {"examples", "tokenizer", "tokens", "proxy", "trajectories", "clusters"}
+    assert set(by_artifact(part)) == needed | {"eval_examples", "overlap"}  # known before anything dear is made
     assert len(by_artifact(part)["tokens"]) == 1
 
 
