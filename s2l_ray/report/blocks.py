@@ -216,10 +216,10 @@ def _shown(match: re.Match[str]) -> str:
 
 def number_text(value: Number) -> str:
     """Write one number: integers in full, others with four significant digits, what is missing as a dash."""
-    if value is None or math.isnan(value):
-        return MISSING
     if isinstance(value, numbers.Integral):
         return f"{int(value):,}"
+    if value is None or math.isnan(value):
+        return MISSING
     size = abs(value)
     if size == 0:
         return "0"
@@ -240,7 +240,7 @@ def number_texts(values: Sequence[Number]) -> list[str]:
     for decimals in range(wanted, wanted + 4):
         if all(v == 0 or round(v, decimals) != 0 for v in inexact):
             return [
-                f"{v:,.{decimals}f}" if is_drawable(v) and not isinstance(v, numbers.Integral) else number_text(v)
+                f"{v + 0.0:,.{decimals}f}" if is_drawable(v) and not isinstance(v, numbers.Integral) else number_text(v)
                 for v in values
             ]
     return [number_text(value) for value in values]
@@ -248,4 +248,4 @@ def number_texts(values: Sequence[Number]) -> list[str]:
 
 def is_drawable(value: Number) -> TypeGuard[float]:
     """Return whether the value has a place on an axis."""
-    return value is not None and math.isfinite(value) and abs(value) <= _LARGEST
+    return value is not None and abs(value) <= _LARGEST  # NaN is not, and no whole number is too large to compare

@@ -6,10 +6,12 @@ fills in for each theme. The same chart gives the same bytes. A value that is No
 """
 
 import html
+import itertools
 import math
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from fractions import Fraction
 
 from s2l_ray.report.blocks import (
@@ -35,6 +37,7 @@ N_COLOURS = 8
 N_SIZES = 5
 
 _STACKED_BELOW = 500  # a narrower chart puts the label of a row above it
+_LEAST_AXIS = 200  # so does one whose words would leave its axis less [pixels]
 
 
 @dataclass(frozen=True)
@@ -68,10 +71,11 @@ def nice_ticks(low: float, high: float, count: int) -> tuple[float, ...]:
 
 def tick_texts(ticks: Sequence[float]) -> list[str]:
     """Write ticks with the decimals that tell them apart."""
-    largest = max(map(abs, ticks))
+    largest, step = max(map(abs, ticks)), ticks[1] - ticks[0]
     if not 1e-4 <= largest < 1e12:
-        return [f"{tick:.6g}" for tick in ticks]
-    decimals = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))
+        digits = max(6, math.floor(math.log10(largest / step)) + 2)
+        return [f"{tick:.{digits}g}" for tick in ticks]
+    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
     return [f"{tick:,.{decimals}f}" for tick in ticks]
 
 
@@ -115,8 +119,10 @@ def _draw_lines(chart: Lines, width: int) -> str:
     height = 330 if width >= _STACKED_BELOW else 280
     y_ticks = nice_ticks(min(y for _, y in points), max(y for _, y in points), 5)
     left = max(map(_text_width, tick_texts(y_ticks))) + 8
-    x_ticks = nice_ticks(min(x for x, _ in points), max(x for x, _ in points), int((width - left) // 80))
-    x = Scale(x_ticks, left, width - max(8.0, _text_width(tick_texts(x_ticks)[-1]) / 2))
+    x_ticks = _fitting_ticks(min(x for x, _ in points), max(x for x, _ in points), width - left)
+    x_ends = tick_texts(x_ticks)
+    left = max(left, _text_width(x_ends[0]) / 2)
+    x = Scale(x_ticks, left, width - max(8.0, _text_width(x_ends[-1]) / 2))
     y = Scale(y_ticks, height - 44, 30)
     parts = [_text(0, 12, chart.y_label, width, "axis"), _text(x.stop, height - 4, chart.x_label, width, "axis end")]
     for tick, text in zip(y_ticks, tick_texts(y_ticks), strict=True):
@@ -214,8 +220,8 @@ def _draw_bars(chart: Bars, width: int) -> str:
     if not known:
         return _no_data(label, width)
     stacked = width < _STACKED_BELOW
-    texts = iter(number_texts(values))
-    room = max(map(_text_width, number_texts(values))) + 8
+    texts = _value_texts(values, 15)
+    room = max(map(_text_width, texts)) + 8
     left = 0.0 if stacked else _label_column([row.label for row in chart.rows], width)
     low, high = min(0.0, *known), max(0.0, *known)
     scale = Scale((low, high if high > low else 1.0), left + (room if low < 0 else 0), width - room)
@@ -228,7 +234,7 @@ def _draw_bars(chart: Bars, width: int) -> str:
         parts.append(_text(0 if stacked else left - 10, middle, row.label, left or width, "" if stacked else "end"))
         for j, value in enumerate(row.values):
             title = f"{row.label}, {chart.names[j]}: {number_text(value)}"
-            parts += _bar(value, next(texts), title, f"bar s{j}", scale, y + head + 14 * j)
+            parts += _bar(value, texts[i * len(chart.names) + j], title, f"bar s{j}", scale, y + head + 14 * j)
     height = top + step * len(chart.rows)
     return _svg(width, height, label, [*parts, _rule(scale(0), top - 4, scale(0), height - 6, "zero")])
 
@@ -250,12 +256,13 @@ def _draw_intervals(chart: Intervals, width: int) -> str:
     if not known:
         return _no_data(label, width)
     known += [chart.reference] if is_drawable(chart.reference) else []
-    columns = iter(number_texts(values))
+    columns = iter(_value_texts(values, 12))
     texts = [_with_interval(*three) for three in zip(columns, columns, columns, strict=True)]
-    stacked = width < _STACKED_BELOW
-    left = 0.0 if stacked else _label_column([row.label for row in chart.rows], width)
-    right = width - (0.0 if stacked else max(map(_text_width, texts)) + 12)
-    ticks = nice_ticks(min(known), max(known), int((right - left) // 80))
+    left = _label_column([row.label for row in chart.rows], width)
+    right = width - max(map(_text_width, texts)) - 12
+    stacked = width < _STACKED_BELOW or right - left < _LEAST_AXIS
+    left, right = (0.0, float(width)) if stacked else (left, right)
+    ticks = _fitting_ticks(min(known), max(known), right - left)
     ends = tick_texts(ticks)
     scale = Scale(ticks, left + _text_width(ends[0]) / 2 + 4, right - _text_width(ends[-1]) / 2 - 4)
     top, step = 30.0, 42 if stacked else 28
@@ -300,12 +307,29 @@ def _ticks_below(x: Scale, y: float) -> list[str]:
     return [_text(x(tick), y + 18, text, x.stop, "tick middle") for tick, text in texts]
 
 
+def _fitting_ticks(low: float, high: float, room: float) -> tuple[float, ...]:
+    """Return the most ticks whose texts stand beside each other."""
+    count = max(1, int(room // 80))
+    while count > 1:
+        ticks = nice_ticks(low, high, count)
+        if (max(map(_text_width, tick_texts(ticks))) + 10) * len(ticks) <= room:
+            return ticks
+        count -= 1
+    return nice_ticks(low, high, 1)
+
+
+def _value_texts(values: Sequence[Number], longest: int) -> list[str]:
+    """Write a column of numbers that has to fit beside a drawing; what is longer is written by its power of ten."""
+    texts = zip(values, number_texts(values), strict=True)
+    return [text if len(text) <= longest else f"{Decimal(str(value)):.4g}" for value, text in texts]
+
+
 def _with_interval(value: str, low: str = MISSING, high: str = MISSING) -> str:
     return value if MISSING in (low, high) else f"{value} [{low}, {high}]"
 
 
 def _label_column(labels: Sequence[str], width: int) -> float:
-    return min(0.34 * width, max(_text_width(label[:100]) for label in labels) + 10)
+    return min(0.34 * width, max(_text_width(visible_text(label[:100])) for label in labels) + 10)
 
 
 def _text_width(text: str) -> float:
@@ -317,9 +341,9 @@ def _shortened(text: str, room: float) -> str:
     words = " ".join(visible_text(text[:400]).split())
     if _text_width(words) <= room:
         return words
-    while words and _text_width(words) + 7.0 > room:
-        words = words[:-1]
-    return words.rstrip() + "\u2026"
+    ends = itertools.accumulate(map(_text_width, words), initial=_text_width("\u2026"))
+    kept = sum(end <= room for end in ends) - 1
+    return words[: max(0, kept)].rstrip() + "\u2026"
 
 
 def _text(x: float, y: float, text: str, room: float, name: str = "") -> str:
