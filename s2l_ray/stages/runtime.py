@@ -23,6 +23,9 @@ from s2l_ray.log import display
 
 PROGRESS_SECONDS = 0.5
 
+READ_CPUS = 1
+"""CPUs that a read task of Ray Data asks for."""
+
 NOISE = ("ray.data", "ray.data._internal.progress", "ray.train", "ray.tune", "ray._private.authentication")
 """Loggers of Ray that speak of its inner life in front of the user; their errors still come through."""
 
@@ -110,7 +113,7 @@ def check_capacity(resources: ResourcesConfig) -> None:
     """Refuse demands that this cluster can never meet: Ray itself would wait for ever, in silence.
 
     Raises:
-        ConfigError: a stage wants more CPUs or GPUs than there are.
+        ConfigError: a stage wants more CPUs or GPUs than there are, or its actors leave no CPU to read with.
     """
     have = ray.cluster_resources()
     cpus, gpus = float(have.get("CPU", 0)), float(have.get("GPU", 0))
@@ -125,6 +128,14 @@ def check_capacity(resources: ResourcesConfig) -> None:
                     f"resources.{name} asks for {count} x {each:g} {kind}, the cluster has {there:g}. "
                     f"Lower the number of workers or their {kind.lower()}s; fractions such as 0.5 are allowed."
                 )
+        # Actors keep what they claim, and Ray Data waits for them before its read tasks get a CPU; tasks give it back.
+        is_actor_pool = isinstance(demand, PoolResources) and demand.gpus > 0
+        if is_actor_pool and count * demand.cpus > cpus - READ_CPUS:
+            raise ConfigError(
+                f"resources.{name} asks for {count} x {demand.cpus:g} CPU for actors on GPUs, the cluster has {cpus:g} "
+                f"and needs {READ_CPUS} of them to read what the actors work on. Lower resources.{name}.cpus "
+                f"(fractions such as 0.5 are allowed) or the first number of resources.{name}.actors."
+            )
         threads = count * demand.threads
         if demand.gpus == 0 and threads > max(cpus, os.cpu_count() or 1):
             display.warn(
