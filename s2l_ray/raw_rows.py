@@ -360,13 +360,34 @@ def _parquet_rows(
         number = 0
         for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, columns=names):
             if batch.nbytes <= MAX_ROW_BYTES:
-                yield from enumerate(batch.to_pylist(), start=number)
+                yield from enumerate(_python_rows(batch), start=number)
             else:
                 for i in range(batch.num_rows):
                     row = batch.slice(i, 1)
                     too_large = row.nbytes > MAX_ROW_BYTES
-                    yield number + i, _too_large() if too_large else row.to_pylist()[0]
+                    yield number + i, _too_large() if too_large else _python_rows(row)[0]
             number += batch.num_rows
+
+
+def _python_rows(batch: pa.RecordBatch) -> list[Row | BadRow]:
+    try:
+        rows: list[Row | BadRow] = batch.to_pylist()
+    except UnicodeDecodeError:
+        raise
+    except (OverflowError, ValueError):  # a date after the year 9999, a time to the nanosecond
+        rows = [_python_row(batch.slice(i, 1)) for i in range(batch.num_rows)]
+    return rows
+
+
+def _python_row(batch: pa.RecordBatch) -> Row | BadRow:
+    row: Row = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            row[name] = column[0].as_py()
+        except (OverflowError, ValueError) as error:
+            what = f"column `{shown(name)}` holds a {column.type} that cannot be read"
+            return BadRow(f"unreadable_value: {what}: {shown(str(error), 200)}")
+    return row
 
 
 def _copy_parquet(file: InputFile, rows: Sequence[int], sink: BinaryIO) -> int:

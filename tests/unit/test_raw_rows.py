@@ -306,6 +306,15 @@ def test_parquet_text_of_any_arrow_type_is_read_as_text(put, kind):
     assert [row["a"] for _, row in read(parquet(put, table))] == ["x", "é", None]
 
 
+def test_parquet_value_that_python_cannot_hold_is_a_bad_row_and_its_neighbours_are_read(put):
+    far = pa.array([0, 2**62, None], pa.timestamp("us"))
+    file = parquet(put, pa.table({"a": ["x", "y", "z"], "when": far}))
+    (_, first), (number, second), (_, third) = read(file)
+    assert (first["a"], number, third) == ("x", 1, {"a": "z", "when": None})
+    assert reason(second) == "unreadable_value"
+    assert "`when`" in second.reason
+
+
 def test_parquet_row_above_the_limit_is_a_bad_row(put, monkeypatch):
     monkeypatch.setattr(raw_rows, "MAX_ROW_BYTES", 1000)
     rows = read(parquet(put, pa.table({"a": ["x", "y" * 5000, "z"]})))
