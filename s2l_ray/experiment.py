@@ -164,17 +164,21 @@ def override(data: Mapping[str, Any], dotted: str, value: Any) -> dict[str, Any]
     Raises:
         ConfigError: the path is empty or runs through something that is not a section.
     """
-    head, _, rest = dotted.partition(".")
-    if not head or (not rest and dotted.endswith(".")):
+    names = dotted.split(".")
+    if not all(names):
         raise ConfigError(f"override path {dotted!r}: expected names joined by dots, e.g. `cluster.n_clusters`.")
-    result = dict(data)
-    if not rest:
-        result[head] = value
-        return result
-    section = result.get(head)
-    if section is not None and not isinstance(section, Mapping):
-        raise ConfigError(f"override path {dotted!r}: `{head}` is {_kind(section)}, not a section.")
-    result[head] = override(section or {}, rest, value)
+    result = section = dict(data)
+    for depth, name in enumerate(names[:-1], start=1):
+        inner = section.get(name)
+        if inner is not None and not isinstance(inner, Mapping):
+            above = ".".join(names[:depth])
+            raise ConfigError(
+                f"override path {dotted!r}: `{above}` is {_kind(inner)}, expected a section. Set `{above}` itself, or "
+                "mend the path."
+            )
+        section[name] = dict(inner or {})
+        section = section[name]
+    section[names[-1]] = value
     return result
 
 
@@ -222,8 +226,21 @@ def _check_finite(value: Any, origin: str, dotted: str = "") -> None:
         raise ConfigError(f"{origin}: `{dotted}`: found {value}, expected a finite number.")
 
 
-_BRANCH = re.compile(r"(?:FreshModel|str|int|float)$|tuple\[|function-")
+_BRANCH = re.compile(r"(?:FreshModel|str|int|float)$|tuple\[|literal\[|function-")
 """Where pydantic names the type that it tried instead of a key."""
+
+
+_EXPECTED = {
+    "dict_type": "expected a mapping",
+    "model_type": "expected a mapping of its keys",
+    "tuple_type": "expected a list",
+}
+_WORDS = (
+    (r"^Input should be (greater|less)", r"expected a number \1"),
+    (r"^Input should be", "expected"),
+    (r"^Tuple should have (at .+) after validation, not .+", r"expected \1"),
+)
+"""What pydantic says in the words of Python -> in those of YAML."""
 
 
 def _explain(detail: ErrorDetails, root: type[Section]) -> str:
@@ -238,7 +255,9 @@ def _explain(detail: ErrorDetails, root: type[Section]) -> str:
         in_list = any(isinstance(part, int) for part in detail["loc"])
         advice = "" if in_list else f" or with `--set {dotted}=...`"
         return f"`{dotted}` is missing; set it in the file{advice}."
-    message = detail["msg"].removeprefix("Value error, ")
+    message = _EXPECTED.get(detail["type"], detail["msg"]).removeprefix("Value error, ")
+    for pattern, ours in _WORDS:
+        message = re.sub(pattern, ours, message)
     found = detail["input"]
     shown = "" if isinstance(found, Mapping | BaseModel) else f"found {_shown(found)}; "
     return f"`{dotted}`: {shown}{message[0].lower()}{message[1:].rstrip('.')}."

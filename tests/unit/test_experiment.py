@@ -73,6 +73,25 @@ def test_all_mistakes_are_said_at_once():
     assert all(key in message for key in ("clustr", "select.budget", "proxy.epochs"))
 
 
+@pytest.mark.parametrize(
+    ("text", "key", "expected"),
+    [
+        ("cluster: ", "cluster", "a mapping"),
+        ("cluster: [5]", "cluster", "a mapping"),
+        ("cluster: {window: last}", "cluster.window", "'all', 'early', 'middle' or 'late'"),
+        ("evaluate: {metrics: loss}", "evaluate.metrics", "a list"),
+        ("evaluate: {metrics: []}", "evaluate.metrics", "at least 1 item"),
+        ("resources: {score_examples: {actors: [1, 2, 3]}}", "resources.score_examples.actors", "at most 2 items"),
+        ("examples: {path: a, columns: [a]}", "examples.columns", "a mapping"),
+        ("examples: {path: [a]}", "examples.path.0", "a mapping"),
+    ],
+)
+def test_value_of_another_kind_says_in_words_of_yaml_what_was_expected(text, key, expected):
+    message = refusal(text if text.startswith("examples") else SYNTHETIC + text)
+    assert f"`{key}`: found " in message
+    assert f"expected {expected}" in message
+
+
 def test_value_of_great_length_is_cut_in_the_message():
     assert len(refusal(SYNTHETIC, f"cluster.n_clusters={'x' * 100_000}")) < 1000
 
@@ -151,7 +170,7 @@ def test_set_line_malformed_is_refused_and_shown(line):
 
 @pytest.mark.parametrize("path", [".", ".a", "a.", "a..b", ".."])
 def test_set_path_with_empty_name_is_refused(path):
-    assert "override path" in refusal(SYNTHETIC, f"{path}=1")
+    assert f"override path {path!r}" in refusal(SYNTHETIC, f"{path}=1")
 
 
 @pytest.mark.parametrize("line", ["seed.x=1", "storage.x=1"])
@@ -159,6 +178,12 @@ def test_set_path_through_a_scalar_is_refused(line):
     message = refusal("seed: 3\nstorage: here\n" + SYNTHETIC, line)
     assert line.partition(".")[0] in message
     assert "section" in message
+
+
+def test_set_path_through_a_scalar_below_names_the_whole_path():
+    message = refusal(SYNTHETIC + "cluster: {n_clusters: 5, window: all}", "cluster.window.first=1")
+    assert "'cluster.window.first'" in message
+    assert "`cluster.window` is" in message
 
 
 @pytest.mark.parametrize("line", ["arms=null", "arms.a={select.method: random}"])
