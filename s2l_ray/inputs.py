@@ -42,7 +42,7 @@ _WILDCARD = re.compile(r"[*?\[]")
 _JSON_START = re.compile(rb'\{\s*["}]|\[\s*[\]{]')
 """What an unknown extension must begin with to be taken for JSON: a README that starts with a link is none."""
 _COMPRESSED_START = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ", b"PK\x03\x04")
-_UTF16_START = (b"\xff\xfe", b"\xfe\xff", b"\x00{", b"{\x00", b"\x00[", b"[\x00")
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")
 
 
 @dataclass(frozen=True)
@@ -83,15 +83,15 @@ def find_inputs(
         on_warning: is told what is odd but no error.
 
     Raises:
-        ConfigError: nothing matches, a folder is empty or leads back into itself, a format is not supported,
-            formats are mixed within one entry, or two entries reach the same file.
+        ConfigError: nothing matches, a folder is empty or leads back into itself, a store does not answer, a format
+            is not supported, formats are mixed within one entry, or two entries reach the same file.
         DataError: all files are empty, a file is UTF-16, or a Parquet file is none or is cut off.
     """
     entries = (InputPath(path=path),) if isinstance(path, str) else path
     keys = [key] if isinstance(path, str) else [f"{key}[{i}].path" for i in range(len(entries))]
     if not entries:
         raise ConfigError(f"{key}: found an empty list, expected at least one `{{path, source}}` entry.")
-    found = [_find_entry(entry, where) for entry, where in zip(entries, keys, strict=True)]
+    found = [_find_reachable(entry, where) for entry, where in zip(entries, keys, strict=True)]
     _check_no_file_twice(found, key)
     files = sorted((file for group in _unique_names(found) for file in group), key=lambda file: file.name)
     if len(files) > MAX_FILES:
@@ -162,6 +162,20 @@ def listed(names: Sequence[str], limit: int = 20) -> str:
     """Return names for a message: quoted, and not more than `limit` of them."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(f"`{shown(name)}`" for name in names[:limit]) + more
+
+
+def _find_reachable(entry: InputPath, key: str) -> list[InputFile]:
+    """Return the files of one entry; a store that does not answer is said now, while nothing has been computed."""
+    try:
+        return _find_entry(entry, key)
+    except OSError as error:
+        if not is_remote(entry.path):
+            raise
+        problem = shown(str(error).replace(entry.path, "..."), 300)
+        raise ConfigError(
+            f"{key}: {_public(entry.path)!r} cannot be reached: {problem}. Expected a store that answers and lets us "
+            "read; check the address, the network and the credentials, or copy the files to a local folder."
+        ) from error
 
 
 def _find_entry(entry: InputPath, key: str) -> list[InputFile]:
@@ -321,7 +335,7 @@ def _sniff(file: InputFile, key: str) -> FileFormat | None:
             f"{shown(file.name)}: is named .parquet but begins with {head[:4]!r}, expected "
             f"{PARQUET_MAGIC!r}. Write it again, or rename it after what it holds."
         )
-    if head.startswith(_UTF16_START):
+    if _is_wide(head):
         raise DataError(
             f"{shown(file.name)}: the file is UTF-16 or UTF-32, expected UTF-8; convert it, e.g. "
             "`iconv -f UTF-16 -t UTF-8`."
@@ -334,6 +348,11 @@ def _sniff(file: InputFile, key: str) -> FileFormat | None:
             "compressed; convert or unpack it, or leave it out with a pattern."
         )
     return _sniff_json(text, file.name)
+
+
+def _is_wide(head: bytes) -> bool:
+    """Tell UTF-16 and UTF-32 by their mark, or by the NUL on one side of an ASCII character, be it only a newline."""
+    return head.startswith(_UTF16_MARKS) or head[:2].count(0) == 1 or (head[:3] == b"\0\0\0" and head[3:4] > b"\0")
 
 
 def _sniff_json(text: bytes, name: str) -> FileFormat | None:

@@ -127,6 +127,34 @@ def test_find_unknown_scheme_is_config_error_without_the_password():
     assert "secret" not in str(error.value)
 
 
+@pytest.mark.parametrize("call", ["from_uri", "get_file_info", "open_input_file"])
+def test_find_store_that_does_not_answer_is_config_error_without_the_password(monkeypatch, call):
+    uri = "s3://user:secret@bucket/rows.jsonl"
+
+    class Unreachable:
+        @classmethod
+        def from_uri(cls, uri):
+            cls.fail_at("from_uri", uri)
+            return cls(), "bucket/rows.jsonl"
+
+        def get_file_info(self, path):
+            self.fail_at("get_file_info", uri)
+            return pafs.FileInfo(path, pafs.FileType.File, size=10)
+
+        def open_input_file(self, path):
+            self.fail_at("open_input_file", uri)
+
+        @staticmethod
+        def fail_at(name, uri):
+            if name == call:
+                raise OSError(f"AWS Error NETWORK_CONNECTION at {uri}")
+
+    monkeypatch.setattr(inputs.pafs, "FileSystem", Unreachable)
+    with pytest.raises(ConfigError, match=r"examples\.path.*s3://bucket.*NETWORK_CONNECTION.*credentials") as error:
+        find_inputs(uri, key=KEY)
+    assert "secret" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
@@ -155,6 +183,8 @@ def test_find_decides_the_format_by_content_first(tmp_path, name, content, expec
         ("rows.jsonl.gz", b"\x1f\x8b\x08\x00rest"),
         ("rows.jsonl", b"\x1f\x8b\x08\x00rest"),
         ("rows.jsonl.zst", b"\x28\xb5\x2f\xfdrest"),
+        ("rows.jsonl.gz", b"\x1f"),
+        ("rows.arrow", b"ARROW1\0\0"),
         ("README.md", b"[a link](there)\n"),
     ],
 )
@@ -176,9 +206,10 @@ def test_find_parquet_without_magic_is_data_error(tmp_path):
         find_inputs(str(write(tmp_path / "a.parquet", ROW)), key=KEY)
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
-def test_find_utf16_is_data_error_that_says_how_to_convert(tmp_path, encoding):
-    path = write(tmp_path / "a.jsonl", ROW.decode().encode(encoding))
+@pytest.mark.parametrize("before", ["", "\n", " "])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"])
+def test_find_utf16_is_data_error_that_says_how_to_convert(tmp_path, encoding, before):
+    path = write(tmp_path / "a.jsonl", (before + ROW.decode()).encode(encoding))
     with pytest.raises(DataError, match="iconv"):
         find_inputs(str(path), key=KEY)
 
@@ -222,6 +253,21 @@ def test_find_mixed_formats_in_a_folder_is_config_error_that_names_one_of_each(t
     write(tmp_path / "a.jsonl")
     write(tmp_path / "b.parquet", parquet_bytes())
     with pytest.raises(ConfigError, match=r"mixes formats.*a\.jsonl.*b\.parquet"):
+        find_inputs(str(tmp_path), key=KEY)
+
+
+def test_find_special_file_is_config_error_and_is_not_waited_for(tmp_path):
+    write(tmp_path / "a.jsonl")
+    os.mkfifo(tmp_path / "b.jsonl")
+    with pytest.raises(ConfigError, match=r"b\.jsonl' is a special file"):
+        find_inputs(str(tmp_path), key=KEY)
+
+
+def test_find_folder_links_that_lead_to_each_other_are_config_error(tmp_path):
+    for one, other in ("ab", "ba"):
+        (tmp_path / one).mkdir()
+        (tmp_path / one / "over").symlink_to(tmp_path / other)
+    with pytest.raises(ConfigError, match="leads back"):
         find_inputs(str(tmp_path), key=KEY)
 
 
