@@ -111,7 +111,7 @@ def _plan(options: argparse.Namespace) -> Document:
     sparse = load_sparse(options.config, _overrides(options))
     experiment = lay_out(sparse).experiment if sparse.sweep else experiment_of(sparse)
     storage = Storage.at(experiment.shared.storage)
-    pipeline = build_pipeline(experiment)
+    pipeline = build_pipeline(experiment, with_report=not sparse.sweep)
     states = list(examine(pipeline, storage, DigestCache(storage)))
     rows = [
         {
@@ -137,7 +137,7 @@ def _run(options: argparse.Namespace) -> Document:
     experiment = load_experiment(options.config, _overrides(options))
     storage = Storage.at(experiment.shared.storage)
     fetch_models(experiment)
-    pipeline = build_pipeline(experiment)
+    pipeline = build_pipeline(experiment, with_report=True)
     if options.until:
         pipeline = pipeline.until(options.until)
     result = Runner(pipeline, storage, experiment.shared.resources).run()

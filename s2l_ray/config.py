@@ -311,7 +311,9 @@ class ReportConfig(Section):
     """The report."""
 
     examples: int = Field(20, ge=0)
-    """Examples shown."""
+    """Examples shown; 0 keeps every text of the data out of the report."""
+    sample: int = Field(200, ge=0)
+    """Rows on which gradients, and the losses of proxy and target, are compared; 0 leaves these checks out."""
 
 
 class TrainResources(Section):

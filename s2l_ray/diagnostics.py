@@ -38,7 +38,9 @@ FloatArray = NDArray[np.float64]
 LabelArray = NDArray[np.integer[Any]]
 
 
-def trajectory_health(loss_initial_N: LossArray, loss_NT: LossArray) -> NDArray[np.int8]:
+def trajectory_health(
+    loss_initial_N: LossArray, loss_NT: LossArray, mean_initial: float | None = None
+) -> NDArray[np.int8]:
     """Say of every row how the proxy learned it.
 
     With a floor of `guard.FLOOR` times the mean loss before training, the relative loss of a row at a checkpoint is
@@ -54,6 +56,7 @@ def trajectory_health(loss_initial_N: LossArray, loss_NT: LossArray) -> NDArray[
     Args:
         loss_initial_N: losses before training [nats/token].
         loss_NT: losses at the checkpoints [nats/token].
+        mean_initial: mean loss before training where these rows are a part of the data; their own mean unless given.
 
     Returns:
         int8 [N], index into HEALTH. Memory beyond it does not grow with N.
@@ -61,7 +64,7 @@ def trajectory_health(loss_initial_N: LossArray, loss_NT: LossArray) -> NDArray[
     Raises:
         DataError: no checkpoint, a loss that is NaN or infinite, or arrays of different lengths.
     """
-    floor = _floor(loss_initial_N)
+    floor = _floor(loss_initial_N, mean_initial)
     health_N = np.empty(len(loss_NT), dtype=np.int8)
     for rows, initial_B, loss_BT in _blocks(loss_initial_N, loss_NT):
         n_checkpoints = loss_BT.shape[1]
@@ -74,7 +77,7 @@ def trajectory_health(loss_initial_N: LossArray, loss_NT: LossArray) -> NDArray[
     return health_N
 
 
-def roughness(loss_initial_N: LossArray, loss_NT: LossArray) -> FloatArray:
+def roughness(loss_initial_N: LossArray, loss_NT: LossArray, mean_initial: float | None = None) -> FloatArray:
     """Return how much every trajectory goes up and down for what it moves in all.
 
     The total variation, from the loss before training to the last checkpoint, over the absolute difference of the
@@ -85,6 +88,7 @@ def roughness(loss_initial_N: LossArray, loss_NT: LossArray) -> FloatArray:
     Args:
         loss_initial_N: losses before training [nats/token].
         loss_NT: losses at the checkpoints [nats/token].
+        mean_initial: as `trajectory_health`.
 
     Returns:
         float64 [N].
@@ -92,7 +96,7 @@ def roughness(loss_initial_N: LossArray, loss_NT: LossArray) -> FloatArray:
     Raises:
         DataError: as `trajectory_health`.
     """
-    floor = max(_floor(loss_initial_N), LOSS_GRID)
+    floor = max(_floor(loss_initial_N, mean_initial), LOSS_GRID)
     roughness_N = np.empty(len(loss_NT))
     for rows, initial_B, loss_BT in _blocks(loss_initial_N, loss_NT):
         step_BT = np.diff(loss_BT, axis=1, prepend=initial_B[:, None])
@@ -100,7 +104,9 @@ def roughness(loss_initial_N: LossArray, loss_NT: LossArray) -> FloatArray:
     return roughness_N
 
 
-def _floor(loss_initial_N: LossArray) -> float:
+def _floor(loss_initial_N: LossArray, mean_initial: float | None) -> float:
+    if mean_initial is not None:
+        return FLOOR * mean_initial
     return FLOOR * float(loss_initial_N.mean(dtype=np.float64)) if len(loss_initial_N) else 0.0
 
 

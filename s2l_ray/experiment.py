@@ -17,7 +17,8 @@ from pydantic_core import ErrorDetails
 
 from s2l_ray.config import Config, Section
 from s2l_ray.errors import ConfigError
-from s2l_ray.strict_yaml import parse_yaml
+from s2l_ray.log import redacted
+from s2l_ray.strict_yaml import dump_yaml, parse_yaml
 
 MAIN_ARM = "main"
 SHARED = ("storage", "resources")
@@ -40,6 +41,12 @@ class Experiment:
     def shared(self) -> Config:
         """What all arms have in common for storage and resources: the first arm."""
         return next(iter(self.arms.values()))
+
+    @property
+    def text(self) -> str:
+        """The experiment as a YAML file that would run again, without where it runs and without secrets."""
+        data = {name: value for name, value in self.sparse.items() if name not in SHARED}
+        return dump_yaml(redacted(data))
 
 
 @dataclass(frozen=True)

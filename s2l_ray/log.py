@@ -10,10 +10,10 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,12 +28,24 @@ LOG_WIDTH = 200
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """C0 and C1 controls but tab and newline, the marks that turn the direction of text, and what is no character."""
+_SECRET = re.compile(r"token|key|secret|password", re.IGNORECASE)
 _USER_INFO = re.compile(r"(\w://)[^/\s\"]+@")
 
 
 def without_user_info(text: str) -> str:
     """Return text whose URLs show no user and no password."""
     return _USER_INFO.sub(r"\1[redacted]@", text)
+
+
+def redacted(value: Any, name: str = "") -> Any:
+    """Return a config without what looks like a secret: values of telling names, user names in URLs."""
+    if isinstance(value, Mapping):
+        return {key: redacted(item, str(key)) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [redacted(item, name) for item in value]
+    if isinstance(value, str):
+        return "[redacted]" if _SECRET.search(name) and name != "tokenizer" else without_user_info(value)
+    return value
 
 
 def plain(text: str) -> str:

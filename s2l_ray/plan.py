@@ -15,11 +15,13 @@ from typing import Any, TypeVar
 from s2l_ray import schemas
 from s2l_ray.artifacts import Artifact, find_artifact, hash_of
 from s2l_ray.config import (
+    ClusterConfig,
     Config,
     EvaluateConfig,
     ExamplesConfig,
     ModelConfig,
     ProxyConfig,
+    ReportConfig,
     Section,
     SelectConfig,
     TargetConfig,
@@ -46,6 +48,8 @@ STAGES = {
     "finetune_target": 1,
     "evaluate_target": 1,
     "compare_arms": 1,
+    "diagnose_selection": 1,
+    "write_report": 1,
     "run_sweep": 1,
 }
 """The stages in order, each with its code epoch: raised by hand when a stage's bytes change for equal settings."""
@@ -59,6 +63,21 @@ SCORED = ("least_confidence", "middle_perplexity", "high_learnability", "curricu
 """The selectors that read the losses themselves."""
 NOT_IN_BYTES = ("path", "on_bad_row", "max_rejected", "decontaminate")
 """Keys of `examples` that change nothing in the examples themselves."""
+REPORTED = (
+    "examples",
+    "overlap",
+    "proxy",
+    "proxy_tokens",
+    "trajectories",
+    "hidden_states",
+    "clusters",
+    "subset",
+    "target_tokens",
+    "target",
+    "scores",
+    "diagnostics",
+)
+"""What the report reads of an arm."""
 BY_SOURCE = ("official", "random_per_source")
 """The selectors that divide the budget by source."""
 
@@ -117,6 +136,27 @@ class EvaluateSettings:
 
     evaluate: EvaluateConfig
     precision: str
+
+
+@dataclass(frozen=True)
+class DiagnoseSettings:
+    """What `diagnose_selection` is to do."""
+
+    sample: int
+    """Rows whose gradients are computed."""
+    cluster: ClusterConfig
+    target_precision: str
+
+
+@dataclass(frozen=True)
+class ReportSettings:
+    """What `write_report` is to do."""
+
+    report: ReportConfig
+    arms: Mapping[str, Config]
+    name: str
+    text: str
+    """The experiment as a file that would run again."""
 
 
 @dataclass(frozen=True)
@@ -251,10 +291,11 @@ InputListing = dict[Any, tuple[InputFile, ...]]
 """Config path of an input -> the files that were found there."""
 
 
-def build_pipeline(experiment: Experiment, files: InputListing | None = None) -> Pipeline:
+def build_pipeline(experiment: Experiment, files: InputListing | None = None, *, with_report: bool = False) -> Pipeline:
     """Lay out the nodes of all arms.
 
     Args:
+        with_report: lay out the diagnostics and the report as well, which a trial of a sweep does without.
         files: what was listed before for other experiments on the same data; filled with what is listed now.
 
     Raises:
@@ -264,17 +305,23 @@ def build_pipeline(experiment: Experiment, files: InputListing | None = None) ->
     arms_of: dict[str, dict[str, None]] = {}
     files = {} if files is None else files
     compared: dict[str, Node] = {}
+    reported: dict[str, Node] = {}
     checks: dict[str, list[Check]] = {}
     for arm, given in experiment.arms.items():
         config = _settled(given)
         for path, key in ((config.examples.path, "examples.path"), (config.evaluate.path, "evaluate.path")):
             if path is not None and path not in files:
                 files[path] = find_inputs(path, key=key)
-        for name, node in _arm_nodes(config, files).items():
+        of_arm = _arm_nodes(config, files)
+        if with_report and "clusters" in of_arm:
+            of_arm["diagnostics"] = _diagnostics_node(config, of_arm)
+        for name, node in of_arm.items():
             nodes.setdefault(node.key, node)
             arms_of.setdefault(node.key, {})[arm] = None
             if name in ("examples", "overlap", "subset", "scores"):
                 compared[f"{name}/{arm}"] = node
+            if name in REPORTED:
+                reported[f"{name}/{arm}"] = node
             if name in ("examples", "proxy_tokens"):
                 checks.setdefault(node.key, []).append(Check(config))
     comparison = Node(
@@ -284,9 +331,12 @@ def build_pipeline(experiment: Experiment, files: InputListing | None = None) ->
         settings={"arms": list(experiment.arms)},
         inputs=compared,
     )
+    last = [comparison]
+    if with_report:
+        last.append(_report_node(experiment, {"comparison": comparison, **reported}))
     order = list(STAGES)
     return Pipeline(
-        tuple(sorted([*nodes.values(), comparison], key=lambda node: order.index(node.stage))),
+        tuple(sorted([*nodes.values(), *last], key=lambda node: order.index(node.stage))),
         {key: tuple(arms) for key, arms in arms_of.items() if len(arms) < len(experiment.arms)},
         {key: tuple(found) for key, found in checks.items()},
     )
@@ -449,6 +499,30 @@ def _arm_nodes(config: Config, files: Mapping[Any, tuple[InputFile, ...]]) -> di
         },
     )
     return nodes
+
+
+def _diagnostics_node(config: Config, nodes: Mapping[str, Node]) -> Node:
+    names = ("examples", "proxy_tokens", "proxy_tokenizer", "proxy", "trajectories", "clusters")
+    of_target = ("subset", "target", "target_tokens", "target_tokenizer")
+    return Node(
+        artifact="diagnostics",
+        stage="diagnose_selection",
+        config=DiagnoseSettings(config.report.sample, config.cluster, config.target.precision),
+        settings={"sample": config.report.sample, "cluster": _settings(config.cluster, without=("seed",))},
+        inputs={name: nodes[name] for name in (*names, *of_target)},
+        seed=config.cluster.seed or 0,
+    )
+
+
+def _report_node(experiment: Experiment, inputs: Mapping[str, Node]) -> Node:
+    text = experiment.text
+    return Node(
+        artifact="report",
+        stage="write_report",
+        config=ReportSettings(experiment.shared.report, experiment.arms, experiment.name, text),
+        settings={**_settings(experiment.shared.report), "name": experiment.name, "text": text},
+        inputs=inputs,
+    )
 
 
 def _proxy_nodes(config: Config, examples: Node, tokens: Node, tokenizer: Node) -> dict[str, Node]:

@@ -186,3 +186,50 @@ ARMS = pa.schema(
     ]
 )
 """`low` and `high` bound a 95 % interval over held-out rows (not over seeds)."""
+
+TRAJECTORY_HEALTH = pa.schema(
+    [
+        pa.field("example_id", pa.int64(), nullable=False),
+        pa.field("health", pa.string(), nullable=False),
+        pa.field("roughness", pa.float64(), nullable=False),
+    ]
+)
+"""How a row was learned, a word of `diagnostics.HEALTH`; a roughness of 1 is a trajectory that only falls or rises."""
+
+SILHOUETTES = pa.schema(
+    [pa.field("example_id", pa.int64(), nullable=False), pa.field("silhouette", pa.float64(), nullable=False)]
+)
+"""On a sample; 1: far from every other cluster, 0: between two, -1: in the wrong one."""
+
+PREFIXES = pa.schema(
+    [pa.field("checkpoints", pa.int32(), nullable=False), pa.field("adjusted_rand", pa.float64(), nullable=False)]
+)
+"""Agreement of the clusters of the first checkpoints alone with those of all; 1: the same, 0: chance."""
+
+GRADIENTS = pa.schema(
+    [
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("step", pa.int64(), nullable=False),
+        pa.field("rows", pa.int64(), nullable=False),
+        pa.field("exact", pa.bool_(), nullable=False),
+        pa.field("within", pa.float64(), nullable=False),
+        pa.field("between", pa.float64(), nullable=False),
+        pa.field("low", pa.float64()),
+        pa.field("high", pa.float64()),
+        pa.field("p_value", pa.float64()),
+        pa.field("pairs_within", pa.int64(), nullable=False),
+        pa.field("pairs_between", pa.int64(), nullable=False),
+    ]
+)
+"""Mean cosine of the gradients of two rows of one cluster, and of different ones; `low` and `high` bound a 95 %
+interval of their difference; not `exact` where gradients were sketched."""
+
+PAIRED_LOSSES = pa.schema(
+    [
+        pa.field("example_id", pa.int64(), nullable=False),
+        pa.field("in_subset", pa.bool_(), nullable=False),
+        pa.field("proxy_loss", pa.float32(), nullable=False),
+        pa.field("target_loss", pa.float32(), nullable=False),
+    ]
+)
+"""Losses after training [nats/token] on the same rows."""

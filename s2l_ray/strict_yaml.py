@@ -71,3 +71,15 @@ def parse_yaml(text: str, *, origin: str) -> Any:
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error)
         raise ConfigError(f"{origin}{line}: {problem}. Expected plain YAML; mend that line.") from error
+
+
+class _PlainDumper(yaml.SafeDumper):
+    """Writes a value that stands twice twice: the loader takes no aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def dump_yaml(data: Any) -> str:
+    """Return plain data as YAML that `parse_yaml` reads back."""
+    return str(yaml.dump(data, Dumper=_PlainDumper, sort_keys=False, allow_unicode=True, width=110))

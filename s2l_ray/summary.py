@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from s2l_ray.artifacts import MANIFEST, Artifact, Manifest, find_artifact
 from s2l_ray.errors import ConfigError
 from s2l_ray.experiment import Experiment
-from s2l_ray.log import display, duration, without_user_info
+from s2l_ray.log import display, duration, redacted
 from s2l_ray.plan import Node, Pipeline
 from s2l_ray.storage import Storage
 from s2l_ray.sweep import setting_label
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from s2l_ray.stages.run_sweep import Finished
 
 SELECTING = ("proxy", "trajectories", "hidden_states", "clusters", "subset")
-_SECRET = re.compile(r"token|key|secret|password", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -73,6 +71,9 @@ class RunSummary:
         else:
             ran = len(self.result.ran)
             display.say(f"{ran} of {len(self.pipeline.nodes)} artifacts made in {duration(self.result.seconds)}")
+        report = next((found for node, found in self._artifacts() if node.artifact == "report"), None)
+        if report is not None:
+            display.say(f"report: {report.uri_of('report.html')}")
         last = self._artifacts()[-1][1]
         display.say(f"next: s2l inspect {last.storage.uri_of(last.manifest.artifact, last.manifest.fingerprint)}")
 
@@ -175,17 +176,6 @@ def _number(name: str, value: float | None) -> str:
     if name in ("rows", "response_tokens"):
         return f"{value:.0f}"
     return f"{value:.1f}" if name.endswith("_seconds") else f"{value:.3f}"
-
-
-def redacted(value: Any, name: str = "") -> Any:
-    """Return a config without what looks like a secret: values of telling names, user names in URLs."""
-    if isinstance(value, Mapping):
-        return {key: redacted(item, str(key)) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [redacted(item, name) for item in value]
-    if isinstance(value, str):
-        return "[redacted]" if _SECRET.search(name) and name != "tokenizer" else without_user_info(value)
-    return value
 
 
 def inspect_folder(folder: str) -> dict[str, Any]:

@@ -14,9 +14,10 @@ from s2l_ray.attempts import begin
 from s2l_ray.digests import DigestCache
 from s2l_ray.errors import ArtifactError, ConfigError
 from s2l_ray.experiment import experiment_of, parse_sparse
+from s2l_ray.log import redacted
 from s2l_ray.plan import build_pipeline, examine
 from s2l_ray.storage import Storage
-from s2l_ray.summary import RunSummary, inspect_folder, redacted
+from s2l_ray.summary import RunSummary, inspect_folder
 
 MODEL = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
 SECONDS = {"proxy": 10.0, "trajectories": 20.0, "clusters": 5.0, "subset": 1.0, "target": 100.0}

@@ -1,0 +1,141 @@
+"""What selecting costs, and what the smaller subset saves on the target: seconds as measured, tokens and FLOPs counted.
+
+Training costs 6 FLOPs per parameter and token, a forward pass 2 (Kaplan et al. 2020, arXiv 2001.08361); attention and
+the head's smaller share are left out, so these are estimates, and the seconds are what was measured.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from s2l_ray.artifacts import Artifact
+
+TRAINING_FLOPS, FORWARD_FLOPS = 6, 2
+"""Per parameter and token."""
+_HEADER_BYTES = 8
+
+
+@dataclass(frozen=True)
+class Work:
+    """One piece of work.
+
+    Attributes:
+        seconds: as measured, on whatever it ran.
+        tokens: passed through a model, counted as often as they were; None where there is no model.
+        flops: estimated; None where there is no model.
+    """
+
+    name: str
+    seconds: float
+    tokens: float | None = None
+    flops: float | None = None
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What an arm cost, and what training the target on all rows costs instead.
+
+    Attributes:
+        selecting: proxy, scoring, clustering and drawing; empty of models for an arm that draws at random.
+        target: fine-tuning on the subset.
+        full: fine-tuning on all rows under the same `match`.
+        full_is_measured: whether an arm `full` was run; else `full` follows from the target's seconds per row seen.
+    """
+
+    selecting: Sequence[Work]
+    target: Work
+    full: Work
+    full_is_measured: bool
+
+    @property
+    def selecting_seconds(self) -> float:
+        """Seconds that selecting took."""
+        return sum(work.seconds for work in self.selecting)
+
+    @property
+    def saved_seconds(self) -> float:
+        """Seconds that one fine-tuning on the subset saves; about 0 where arms take equal steps."""
+        return self.full.seconds - self.target.seconds
+
+    @property
+    def break_even(self) -> float | None:
+        """Fine-tunings after which selecting has paid for itself; None where one saves nothing."""
+        return self.selecting_seconds / self.saved_seconds if self.saves else None
+
+    @property
+    def saves(self) -> bool:
+        """Whether the subset makes a fine-tuning noticeably shorter: equal steps differ by noise alone."""
+        return self.saved_seconds > 0.05 * self.full.seconds
+
+    @property
+    def break_even_ratio(self) -> float | None:
+        """How many times the proxy's FLOPs per token the target must cost for one fine-tuning to pay; None: never."""
+        selecting = sum(work.flops or 0.0 for work in self.selecting)
+        saved = (self.full.tokens or 0.0) - (self.target.tokens or 0.0)
+        proxy = next((work for work in self.selecting if work.name == PROXY), None)
+        if not self.saves or proxy is None or not proxy.tokens or not proxy.flops or saved <= 0:
+            return None
+        return selecting / (proxy.flops / proxy.tokens * saved)
+
+
+PROXY, SCORING, EMBEDDING, CLUSTERING, DRAWING = "train proxy", "score", "embed", "cluster", "draw"
+TARGET = "fine-tune target"
+
+
+def ledger(made: Mapping[str, Artifact], full: Mapping[str, Artifact] | None, *, by_epochs: bool) -> Ledger:
+    """Add up what an arm cost.
+
+    Args:
+        made: by name, as `plan` calls them: `proxy`, `proxy_tokens`, `trajectories`, ..., what the arm has of them.
+        full: the same of an arm that trained on all rows; None where there is none.
+        by_epochs: whether training on more rows takes more steps; where arms take equal steps it does not.
+    """
+    target = _target_work(made)
+    if full is not None:
+        return Ledger(list(_selecting(made)), target, _target_work(full), True)
+    subset = made["subset"].summary
+    growth = subset["rows_pool"] / subset["rows"] if by_epochs else 1.0
+    counted = (None if amount is None else amount * growth for amount in (target.tokens, target.flops))
+    return Ledger(list(_selecting(made)), target, Work(TARGET, target.seconds * growth, *counted), False)
+
+
+def _selecting(made: Mapping[str, Artifact]) -> list[Work]:
+    found = []
+    if "proxy" in made:
+        proxy, tokens = made["proxy"], made["proxy_tokens"].summary["tokens"]
+        parameters = count_parameters(proxy, f"step={proxy.summary['checkpoint_steps'][-1]:06d}/")
+        epochs = proxy.read_table("checkpoints.parquet", ["epoch"]).column(0).to_pylist()[-1]
+        found.append(_work(PROXY, proxy, tokens * epochs, TRAINING_FLOPS * parameters))
+        if "trajectories" in made:
+            passes = len(proxy.summary["checkpoint_steps"]) + 1
+            found.append(_work(SCORING, made["trajectories"], tokens * passes, FORWARD_FLOPS * parameters))
+        if "hidden_states" in made:
+            found.append(_work(EMBEDDING, made["hidden_states"], tokens, FORWARD_FLOPS * parameters))
+    if "clusters" in made:
+        found.append(_work(CLUSTERING, made["clusters"]))
+    return [*found, _work(DRAWING, made["subset"])]
+
+
+def _target_work(made: Mapping[str, Artifact]) -> Work:
+    target, subset = made["target"], made["subset"].summary
+    tokens = subset["target_tokens"] * target.summary["rows_seen"] / max(1, subset["rows"])
+    return _work(TARGET, target, tokens, TRAINING_FLOPS * count_parameters(target, "model/"))
+
+
+def _work(name: str, artifact: Artifact, tokens: float | None = None, per_token: float = 0.0) -> Work:
+    seconds = float(artifact.manifest.run["seconds"])
+    return Work(name, seconds, tokens, None if tokens is None else tokens * per_token)
+
+
+def count_parameters(artifact: Artifact, prefix: str) -> int:
+    """Count the parameters in the safetensors files below a folder of an artifact; only their headers are read."""
+    total = 0
+    for record in artifact.files(prefix):
+        if record.path.endswith(".safetensors"):
+            with artifact.storage.filesystem.open_input_file(artifact.path(record.path)) as stream:
+                size = int.from_bytes(stream.read(_HEADER_BYTES), "little")
+                header: dict[str, Any] = json.loads(stream.read(size))
+            total += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    return total

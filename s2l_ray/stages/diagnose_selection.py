@@ -1,0 +1,296 @@
+"""`trajectories`, `clusters`, both models and `subset` of an arm -> `diagnostics`: what the method rests on, tried.
+
+`health-*.parquet`: how each row was learned. `silhouettes.parquet` and `prefixes.parquet`: how well the clusters hang
+together, and how many checkpoints would have been enough, on a sample. `gradients.parquet`: whether rows of a cluster
+have alike gradients, for the proxy and for the target. `losses.parquet`: both models' losses on the same rows.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from s2l_ray import schemas
+from s2l_ray.artifacts import Artifact, StageResult
+from s2l_ray.attempts import StagedOutput
+from s2l_ray.config import PoolResources, ResourcesConfig
+from s2l_ray.diagnostics import (
+    HEALTH,
+    gradient_similarity,
+    prefix_agreement,
+    rank_correlation,
+    roughness,
+    sample_clusters,
+    silhouette,
+    trajectory_health,
+)
+from s2l_ray.gradients import example_gradients
+from s2l_ray.losses import mean_losses, response_loss_module
+from s2l_ray.models import device_and_precision, load_model
+from s2l_ray.plan import DiagnoseSettings
+from s2l_ray.sampling import cluster_keys, draw_hash, occurrences
+from s2l_ray.stages.runtime import Receipt, RowRange, map_shards, row_ranges
+from s2l_ray.tokens import TokenRows
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+HEALTH_ROWS = 250_000
+"""Rows of trajectories that are judged at once."""
+CLUSTERING_ROWS = 5_000
+"""Rows on which clusterings are compared: a silhouette costs the square of them."""
+BATCH_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything about one arm."""
+
+    examples: Artifact
+    proxy_tokens: Artifact
+    proxy_tokenizer: Artifact
+    proxy: Artifact
+    trajectories: Artifact
+    clusters: Artifact
+    subset: Artifact
+    target: Artifact
+    target_tokens: Artifact
+    target_tokenizer: Artifact
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A check as a unit of work."""
+
+    piece: str
+    rows: int
+    step: int = 0
+    """Step of the proxy, for a check of its gradients."""
+
+
+@dataclass(frozen=True)
+class JudgeHealth:
+    """Judges the trajectories of some rows."""
+
+    inputs: Inputs
+    mean_initial: float
+    output: StagedOutput
+
+    def __call__(self, shard: RowRange) -> Receipt:
+        """Write one file of health classes."""
+        columns = ["example_id", "loss_initial", "loss"]
+        table = self.inputs.trajectories.read_rows(shard.record, shard.start, shard.stop, columns)
+        loss_NT, initial_N = _matrix(table), table.column("loss_initial").to_numpy()
+        health_N = trajectory_health(initial_N, loss_NT, self.mean_initial)
+        part = pa.table(
+            {
+                "example_id": table.column("example_id"),
+                "health": pa.array([HEALTH[i] for i in health_N], pa.string()),
+                "roughness": roughness(initial_N, loss_NT, self.mean_initial),
+            },
+            schema=schemas.TRAJECTORY_HEALTH,
+        )
+        record = self.output.write_parquet(f"health-{shard.piece}.parquet", [part], schemas.TRAJECTORY_HEALTH)
+        counts = np.bincount(health_N, minlength=len(HEALTH)).tolist()
+        return [record], {"counts": counts, "roughness": float(np.median(part.column("roughness").to_numpy()))}
+
+
+@dataclass(frozen=True)
+class RunCheck:
+    """Runs one check in a worker; the note is what the report says of it."""
+
+    inputs: Inputs
+    config: DiagnoseSettings
+    pool: PoolResources
+    seed: int
+    output: StagedOutput
+
+    def __call__(self, piece: Piece) -> Receipt:
+        """Write the files of a check."""
+        if piece.piece == "clusterings":
+            return self._clusterings()
+        if piece.piece == "target":
+            return self._target()
+        return self._proxy(piece)
+
+    def _clusterings(self) -> Receipt:
+        rows = clustered_rows(self.inputs, self.seed)
+        # In order of draw: the start of a clustering depends on the order of its rows, and files are no part of it.
+        chosen = np.lexsort((rows.example_id_N, rows.draw_N))[:CLUSTERING_ROWS]
+        loss_MT, label_M = rows.losses(self.inputs.trajectories, chosen), rows.label_N[chosen]
+        value_M = silhouette(loss_MT, label_M)
+        cluster = self.config.cluster
+        n_clusters = min(cluster.n_clusters, len(chosen))
+        agreements, ceiling = prefix_agreement(loss_MT, n_clusters, cluster.max_iter, self.seed)
+        prefixes = pa.Table.from_pylist([asdict(a) for a in agreements], schema=schemas.PREFIXES)
+        records = [self.output.write_parquet("prefixes.parquet", [prefixes], schemas.PREFIXES)]
+        if value_M is not None:
+            columns = {"example_id": rows.example_id_N[chosen], "silhouette": value_M}
+            table = pa.table(columns, schema=schemas.SILHOUETTES)
+            records.append(self.output.write_parquet("silhouettes.parquet", [table], schemas.SILHOUETTES))
+        return records, {
+            "rows": len(chosen),
+            "silhouette": None if value_M is None else float(value_M.mean()),
+            "prefixes": [asdict(a) for a in agreements],
+            "ceiling": ceiling,
+        }
+
+    def _proxy(self, piece: Piece) -> Receipt:
+        with self.inputs.proxy.local_folder(schemas.step_folder(piece.step)) as folder:
+            model = load_model(folder)
+        rows, label_M = self._sample(self.inputs.proxy_tokens)
+        return [], self._similarity(model, rows, label_M, self.inputs.proxy_tokenizer)
+
+    def _target(self) -> Receipt:
+        with self.inputs.target.local_folder(schemas.MODEL_FOLDER) as folder:
+            model = load_model(folder)
+        rows, label_M = self._sample(self.inputs.target_tokens)
+        device, bf16 = device_and_precision(self.config.target_precision, self.pool.gpus)
+        module = response_loss_module(model.to(device).eval())
+        pad_id = self.inputs.target_tokenizer.summary["pad_id"]
+        target_M = mean_losses(module, rows, batch_tokens=BATCH_TOKENS, pad_id=pad_id, device=device, bf16=bf16)
+        table = self._losses(rows.example_id_N, target_M)
+        record = self.output.write_parquet("losses.parquet", [table], schemas.PAIRED_LOSSES)
+        note = self._similarity(model, rows, label_M, self.inputs.target_tokenizer)
+        return [record], note | {"correlation": _correlation(table)}
+
+    def _sample(self, tokens: Artifact) -> tuple[TokenRows, NDArray[np.int64]]:
+        """Return the tokens and clusters of the sampled rows that both models can read, in order of id."""
+        clustered = clustered_rows(self.inputs, self.seed)
+        chosen = sample_clusters(clustered.label_N, clustered.draw_N, self.config.sample)
+        wanted = clustered.example_id_N[chosen]
+        for artifact in dict.fromkeys((self.inputs.proxy_tokens, self.inputs.target_tokens)):
+            there = _rows_of(artifact, wanted, ["example_id"]).column("example_id").to_numpy()
+            wanted = wanted[np.isin(wanted, there)]
+        rows = TokenRows.from_table(_rows_of(tokens, wanted, list(TokenRows.COLUMNS)))
+        return rows, clustered.label_N[np.searchsorted(clustered.example_id_N, rows.example_id_N)]
+
+    def _similarity(
+        self, model: "PreTrainedModel", rows: TokenRows, label_M: NDArray[np.int64], tokenizer: Artifact
+    ) -> dict[str, Any]:
+        device: torch.device = device_and_precision("fp32", self.pool.gpus)[0]
+        gradient_MD, exact = example_gradients(
+            model.float().to(device).eval(), rows, pad_id=tokenizer.summary["pad_id"], device=device, seed=self.seed
+        )
+        found = gradient_similarity(gradient_MD, label_M, self.seed)
+        return {"rows": len(rows), "exact": exact, "similarity": None if found is None else asdict(found)}
+
+    def _losses(self, example_id_M: NDArray[np.int64], target_M: NDArray[np.float32]) -> pa.Table:
+        proxy = _rows_of(self.inputs.trajectories, example_id_M, ["example_id", "loss"])
+        chosen = self.inputs.subset.read_table("subset.parquet", ["example_id"]).column("example_id").to_numpy()
+        columns = {
+            "example_id": example_id_M,
+            "in_subset": np.isin(example_id_M, chosen),
+            "proxy_loss": _matrix(proxy)[:, -1],
+            "target_loss": target_M,
+        }
+        return pa.table(columns, schema=schemas.PAIRED_LOSSES)
+
+
+@dataclass(frozen=True)
+class ClusteredRows:
+    """The rows that are in a cluster, in order of id.
+
+    Attributes:
+        example_id_N: int64 [N].
+        label_N: int64 [N], a number per stratum and cluster.
+        draw_N: uint64 [N], the hash that orders samples.
+    """
+
+    example_id_N: NDArray[np.int64]
+    label_N: NDArray[np.int64]
+    draw_N: NDArray[np.uint64]
+
+    def losses(self, trajectories: Artifact, chosen: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the trajectories of some of the rows, float32 [M, T], in the order they are asked for."""
+        by_id = _matrix(_rows_of(trajectories, self.example_id_N[chosen], ["example_id", "loss"]))
+        return by_id[np.argsort(np.argsort(chosen))]
+
+
+@lru_cache(maxsize=1)
+def clustered_rows(inputs: Inputs, seed: int) -> ClusteredRows:
+    """Read which row is in which cluster."""
+    table = inputs.clusters.read_table("assignments-", ["example_id", "stratum", "cluster_id"]).sort_by("example_id")
+    example_id_N = table.column("example_id").to_numpy()
+    strata = table.column("stratum").to_numpy(zero_copy_only=False)
+    label_N = cluster_keys(strata, table.column("cluster_id").to_numpy())
+    hashes = inputs.examples.read_table("examples-", ["example_id", "content_hash"]).sort_by("example_id")
+    all_ids, all_hashes = hashes.column("example_id").to_numpy(), hashes.column("content_hash").to_numpy()
+    draw_N = draw_hash(all_hashes, occurrences(all_hashes, all_ids), seed)[np.searchsorted(all_ids, example_id_N)]
+    return ClusteredRows(example_id_N, label_N, draw_N)
+
+
+def _rows_of(artifact: Artifact, example_ids: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
+    """Return some rows of an artifact in order of id, a file in memory at a time."""
+    wanted = pa.array(example_ids)
+    parts = []
+    for record in artifact.files(f"{artifact.manifest.artifact}-"):
+        table = artifact.read_rows(record, columns=list(columns))
+        parts.append(table.filter(pc.is_in(table.column("example_id"), value_set=wanted)))
+    return pa.concat_tables(parts).sort_by("example_id")
+
+
+def _matrix(table: pa.Table) -> NDArray[np.float32]:
+    loss_NT: NDArray[np.float32] = table.column("loss").combine_chunks().flatten().to_numpy().reshape(len(table), -1)
+    return loss_NT
+
+
+def _correlation(table: pa.Table) -> dict[str, float | int | None]:
+    """Return the rank correlation on all sampled rows, and on those that the target was not trained on."""
+    proxy_M, target_M = table.column("proxy_loss").to_numpy(), table.column("target_loss").to_numpy()
+    unseen_M = ~table.column("in_subset").to_numpy()
+    return {
+        "all": rank_correlation(proxy_M, target_M),
+        "unseen": rank_correlation(proxy_M[unseen_M], target_M[unseen_M]),
+        "rows_unseen": int(unseen_M.sum()),
+    }
+
+
+def diagnose_selection(
+    inputs: Inputs, config: DiagnoseSettings, resources: ResourcesConfig, output: StagedOutput, *, seed: int
+) -> StageResult:
+    """Judge trajectories and clusters, and compare gradients and losses on a sample."""
+    initial_N = inputs.trajectories.read_table("trajectories-", ["loss_initial"]).column(0).to_numpy()
+    mean_initial = float(initial_N.mean(dtype=np.float64))
+    shards = row_ranges(inputs.trajectories, "trajectories-", HEALTH_ROWS)
+    pool = resources.evaluate_target
+    judged = map_shards(JudgeHealth(inputs, mean_initial, output), shards, output, pool, label="judge trajectories")
+    checks = [Piece("clusterings", CLUSTERING_ROWS)]
+    if config.sample:
+        steps = inputs.proxy.summary["checkpoint_steps"]
+        middle, last = steps[(len(steps) - 1) // 2], steps[-1]
+        checks += [Piece(f"proxy-{step}", config.sample, step) for step in dict.fromkeys((middle, last))]
+        checks.append(Piece("target", config.sample))
+    work = RunCheck(inputs, config, pool, seed, output)
+    checked = map_shards(work, checks, output, pool, label="check clusters")
+    notes = {check.piece: note for check, (_, note) in zip(checks, checked, strict=True)}
+    records = [record for written, _ in (*judged, *checked) for record in written]
+    counts = np.sum([note["counts"] for _, note in judged], axis=0)
+    gradients = _gradients(inputs, checks, notes)
+    records.append(output.write_parquet("gradients.parquet", [gradients], schemas.GRADIENTS))
+    summary = {
+        "health": dict(zip(HEALTH, counts.tolist(), strict=True)),
+        "roughness": float(np.median([note["roughness"] for _, note in judged])),
+        "clusterings": notes["clusterings"],
+        "gradients": gradients.to_pylist(),
+        "correlation": notes.get("target", {}).get("correlation"),
+    }
+    return StageResult(records, summary)
+
+
+def _gradients(inputs: Inputs, checks: Sequence[Piece], notes: Mapping[str, Mapping[str, Any]]) -> pa.Table:
+    rows = []
+    for check in checks:
+        similarity = notes[check.piece].get("similarity")
+        if similarity is not None:
+            model = "target" if check.piece == "target" else "proxy"
+            step = inputs.target.summary["steps"] if model == "target" else check.step
+            facts = {name: notes[check.piece][name] for name in ("rows", "exact")}
+            rows.append({"model": model, "step": step, **facts, **similarity})
+    return pa.Table.from_pylist(rows, schema=schemas.GRADIENTS)

@@ -1,0 +1,275 @@
+"""Everything about every arm -> `report`: `report.html`, one page that needs nothing else.
+
+What an arm cost is measured, so two reports of the same run differ where it ran twice.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from s2l_ray.artifacts import Artifact, StageResult
+from s2l_ray.attempts import StagedOutput
+from s2l_ray.config import Config, ResourcesConfig
+from s2l_ray.costs import ledger
+from s2l_ray.diagnostics import HEALTH
+from s2l_ray.partition import window_columns
+from s2l_ray.plan import ReportSettings
+from s2l_ray.report.blocks import ExampleRow, Number, Value
+from s2l_ray.report.html import render
+from s2l_ray.report.run_page import ArmFacts, Centroid, ClusterFacts, Composition, RunFacts, metric_order, run_page
+
+REPORT = "report.html"
+MOST_GROUPS = 20
+"""Groups that a composition names; the rest is `other`."""
+LONGEST_TEXT = 4_000
+"""Characters of a row's text."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The comparison, and of every arm what it is made of, by the names of the plan."""
+
+    comparison: Artifact
+    arms: Mapping[str, Mapping[str, Artifact]]
+
+    @classmethod
+    def from_named(cls, named: Mapping[str, Artifact]) -> "Inputs":
+        """Take `NAME/ARM` apart."""
+        arms: dict[str, dict[str, Artifact]] = {}
+        for name, artifact in named.items():
+            part, _, arm = name.partition("/")
+            if arm:
+                arms.setdefault(arm, {})[part] = artifact
+        return cls(named["comparison"], arms)
+
+
+def write_report(
+    inputs: Inputs, config: ReportSettings, resources: ResourcesConfig, output: StagedOutput, *, seed: int
+) -> StageResult:
+    """Read what there is and write the page."""
+    facts = read_facts(inputs, config)
+    record = output.write_bytes(REPORT, render(run_page(facts)).encode())
+    return StageResult([record], {"arms": list(inputs.arms), "examples": len(facts.examples)})
+
+
+def read_facts(inputs: Inputs, config: ReportSettings) -> RunFacts:
+    """Read what the page says."""
+    metrics = _metrics(inputs.comparison)
+    full = next((made for arm, made in inputs.arms.items() if config.arms[arm].select.method == "full"), None)
+    arms = [_arm(arm, made, full, config.arms[arm], metrics.get(arm, {})) for arm, made in inputs.arms.items()]
+    clustered: dict[str, list[str]] = {}
+    for arm, made in inputs.arms.items():
+        if "clusters" in made:
+            clustered.setdefault(made["clusters"].uri + made["subset"].uri, []).append(arm)
+    clusterings = [_clustering(names, inputs.arms[names[0]], config.arms[names[0]]) for names in clustered.values()]
+    first = next(iter(inputs.arms.values()))
+    return RunFacts(
+        name=config.name,
+        arms=arms,
+        clusterings=clusterings,
+        overlap=first["overlap"].summary["held_out"],
+        rows_held_out=first["scores"].summary["rows"],
+        examples=_examples(inputs.arms, config.report.examples),
+        text=config.text,
+        provenance=_provenance(inputs),
+    )
+
+
+def _metrics(comparison: Artifact) -> dict[str, dict[str, tuple[Number, Number, Number]]]:
+    found: dict[str, dict[str, tuple[Number, Number, Number]]] = {}
+    for row in comparison.read_table("arms.parquet").to_pylist():
+        found.setdefault(row["arm"], {})[row["metric"]] = (row["value"], row["low"], row["high"])
+    return {arm: {name: by_name[name] for name in metric_order(list(by_name))} for arm, by_name in found.items()}
+
+
+def _arm(
+    arm: str,
+    made: Mapping[str, Artifact],
+    full: Mapping[str, Artifact] | None,
+    config: Config,
+    metrics: Mapping[str, tuple[Number, Number, Number]],
+) -> ArmFacts:
+    summary, target = made["subset"].summary, config.target
+    reason = made["subset"].read_table("subset.parquet", ["reason"]).column(0)[0].as_py()
+    return ArmFacts(
+        name=arm,
+        method=config.select.method,
+        budget="all" if config.select.method == "full" else str(config.select.budget),
+        reason=reason,
+        rows=summary["rows"],
+        rows_pool=summary["rows_pool"],
+        rows_set_aside=summary["rows_set_aside"],
+        metrics=metrics,
+        composition=_compositions(made),
+        ledger=ledger(made, full, by_epochs=target.match == "epochs" and target.steps is None),
+    )
+
+
+def _compositions(made: Mapping[str, Artifact]) -> list[Composition]:
+    taken = _taken(made["subset"])
+    labels = _labels(made["examples"], made["target_tokens"])
+    found = []
+    for name in ("source", "skill", "labelled wrong", "response tokens"):
+        if labels[name] is not None:
+            found.append(_composition(name, labels[name], pc.is_in(labels["example_id"], value_set=taken)))
+    if "diagnostics" in made:
+        health = made["diagnostics"].read_table("health-", ["example_id", "health"])
+        is_taken = pc.is_in(health.column("example_id"), value_set=taken)
+        found.append(_composition("how the proxy learned it", health.column("health"), is_taken))
+    return found
+
+
+def _taken(subset: Artifact) -> pa.Array:
+    return subset.read_table("subset.parquet", ["example_id"]).column(0).combine_chunks()
+
+
+@lru_cache(maxsize=2)
+def _labels(examples: Artifact, tokens: Artifact) -> Mapping[str, Any]:
+    """Return the ids of the pool, and what its rows are grouped by; None for what they have none of."""
+    table = examples.read_table("examples-", ["example_id", "source", "skill", "is_wrong"])
+    lengths = tokens.read_table("tokens-", ["example_id", "num_response_tokens"])
+    table = table.join(lengths, "example_id", join_type="inner").combine_chunks()
+    length_N = table.column("num_response_tokens").to_numpy()
+    wrong = table.column("is_wrong")
+    named = pc.if_else(wrong, "wrong", "right") if wrong.null_count < len(wrong) else None
+    return {
+        "example_id": table.column("example_id"),
+        "source": _or_none(table.column("source")),
+        "skill": _or_none(table.column("skill")),
+        "labelled wrong": named,
+        "response tokens": pa.array(_length_classes(length_N)),
+    }
+
+
+def _or_none(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    return None if column.null_count == len(column) else pc.fill_null(column, "(none)")
+
+
+def _length_classes(length_N: NDArray[np.integer[Any]]) -> list[str]:
+    """Name for each length the power of two below it."""
+    low_N = 2 ** np.floor(np.log2(np.maximum(length_N, 1))).astype(np.int64)
+    names = {low: str(low) if low == 1 else f"{low} to {2 * low - 1}" for low in np.unique(low_N).tolist()}
+    return [names[low] for low in low_N.tolist()]
+
+
+def _composition(name: str, label: pa.ChunkedArray, is_taken: pa.ChunkedArray) -> Composition:
+    pool, taken = _shares(label), _shares(label.filter(is_taken))
+    order = sorted(
+        pool, key=lambda group: (int(group.split()[0]) if name == "response tokens" else -pool[group], group)
+    )
+    shown = order[:MOST_GROUPS]
+    groups = [(group, pool[group], taken.get(group, 0.0)) for group in shown]
+    if rest := order[MOST_GROUPS:]:
+        groups.append(("other", sum(pool[g] for g in rest), sum(taken.get(g, 0.0) for g in rest)))
+    return Composition(name, groups)
+
+
+def _shares(label: pa.ChunkedArray) -> dict[str, float]:
+    counts = pc.value_counts(label).to_pylist()
+    total = max(1, len(label))
+    return {row["values"]: row["counts"] / total for row in counts}
+
+
+def _clustering(arms: Sequence[str], made: Mapping[str, Artifact], config: Config) -> ClusterFacts:
+    clusters, subset = made["clusters"], made["subset"].read_table("subset.parquet", ["stratum", "cluster_id"])
+    taken: dict[tuple[str, int], int] = {}
+    for stratum, cluster in zip(*(subset.column(i).to_pylist() for i in range(2)), strict=True):
+        taken[stratum, cluster] = taken.get((stratum, cluster), 0) + 1
+    centroids = [
+        Centroid(
+            f"{row['stratum']} {row['cluster_id']}",
+            row["size"],
+            taken.get((row["stratum"], row["cluster_id"]), 0),
+            row["centroid"],
+        )
+        for row in clusters.read_table("centroids.parquet").to_pylist()
+    ]
+    steps = np.array(made["proxy"].summary["checkpoint_steps"])
+    columns = window_columns(config.cluster.window, len(steps))
+    reasons = ("duplicate", "not learned")
+    aside = {reason: clusters.summary.get(f"rows_{reason.replace(' ', '_')}") for reason in reasons}
+    return ClusterFacts(
+        arms=arms,
+        steps=steps[columns].tolist() if config.cluster.features == "loss" else (),
+        centroids=centroids,
+        inertia=_inertia(clusters),
+        set_aside={reason: count for reason, count in aside.items() if count is not None},
+        rows=clusters.summary["rows"],
+        diagnostics=made["diagnostics"].summary if "diagnostics" in made else {},
+    )
+
+
+def _inertia(clusters: Artifact) -> list[float]:
+    """Return the inertia over all strata after each iteration; a stratum that has converged keeps its own."""
+    by_stratum: dict[str, list[float]] = {}
+    for row in clusters.read_table("iterations.parquet", ["stratum", "iteration", "inertia"]).to_pylist():
+        by_stratum.setdefault(row["stratum"], []).append(row["inertia"])
+    most = max(map(len, by_stratum.values()), default=0)
+    return [sum(found[min(i, len(found) - 1)] for found in by_stratum.values()) for i in range(most)]
+
+
+def _examples(arms: Mapping[str, Mapping[str, Artifact]], count: int) -> list[ExampleRow]:
+    """Return rows of every health class where there are diagnostics, else the first rows that an arm took."""
+    if not count:
+        return []
+    made = next((m for m in arms.values() if "diagnostics" in m), next(iter(arms.values())))
+    chosen = _by_health(made, count) if "diagnostics" in made else _by_rank(made, count)
+    taken = {name: set(_taken(other["subset"]).to_pylist()) for name, other in arms.items()}
+    rows = {row["example_id"]: row for row in _read_rows(made["examples"], list(chosen)).to_pylist()}
+    found = []
+    for example_id, why in chosen.items():
+        by = [name for name, ids in taken.items() if example_id in ids]
+        title = f"{why}; {'taken by ' + ', '.join(by) if by else 'taken by no arm'}"
+        found.append(ExampleRow(title, list(_fields(rows[example_id]))))
+    return found
+
+
+def _by_health(made: Mapping[str, Artifact], count: int) -> dict[int, str]:
+    table = made["diagnostics"].read_table("health-", ["example_id", "health"]).sort_by("example_id")
+    chosen: dict[int, str] = {}
+    for place, name in enumerate(HEALTH):
+        ids = table.filter(pc.equal(table.column("health"), name)).column("example_id")
+        share = count // len(HEALTH) + (place < count % len(HEALTH))
+        for index in np.linspace(0, len(ids) - 1, min(share, len(ids))).astype(int).tolist():
+            chosen[ids[index].as_py()] = name
+    return chosen
+
+
+def _by_rank(made: Mapping[str, Artifact], count: int) -> dict[int, str]:
+    table = made["subset"].read_table("subset.parquet", ["example_id", "rank"]).sort_by("rank").slice(0, count)
+    ranks = zip(table.column("example_id").to_pylist(), table.column("rank").to_pylist(), strict=True)
+    return {example_id: f"rank {rank}" for example_id, rank in ranks}
+
+
+def _read_rows(examples: Artifact, ids: Sequence[int]) -> pa.Table:
+    parts = []
+    for record in examples.files("examples-"):
+        table = examples.read_rows(record)
+        parts.append(table.filter(pc.is_in(table.column("example_id"), value_set=pa.array(ids, pa.int64()))))
+    return pa.concat_tables(parts)
+
+
+def _fields(row: Mapping[str, Any]) -> Iterator[tuple[str, Value]]:
+    yield "where", f"{row['input_file']}:{row['input_row'] + 1}"
+    if row["source"] is not None:
+        yield "source", row["source"]
+    for turn in row["turns"]:
+        text = turn["content"]
+        yield (
+            turn["role"],
+            text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}... ({len(text):,} characters)",
+        )
+
+
+def _provenance(inputs: Inputs) -> list[tuple[str, Value]]:
+    versions = inputs.comparison.manifest.run["versions"]
+    rows: list[tuple[str, Value]] = [(name, version) for name, version in versions.items()]
+    for arm, made in inputs.arms.items():
+        rows.append((f"subset of {arm}", f"{made['subset'].uri} (digest {made['subset'].digest[:16]})"))
+    return rows
