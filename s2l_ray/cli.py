@@ -1,4 +1,4 @@
-"""The command `s2l`: plan, run, stage, sweep, inspect, gc. `python -m s2l_ray` is the same."""
+"""The command `s2l`: plan, run, stage, sweep, report, inspect, gc. `python -m s2l_ray` is the same."""
 
 import argparse
 import json
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from typing import Any
 
-from s2l_ray.errors import S2LError
+from s2l_ray.errors import ConfigError, S2LError
 from s2l_ray.experiment import experiment_of, load_experiment, load_sparse
 from s2l_ray.log import STAGE_THREAD, display, without_user_info
 
@@ -89,6 +89,8 @@ def _parser() -> argparse.ArgumentParser:
     stage.add_argument("until", metavar="NAME", help="the stage: a file name under s2l_ray/stages")
     experiment_arguments(stage)
     experiment_arguments(command("sweep", _sweep, "try an experiment with many settings, and say which is best"))
+    report = command("report", _report, "write the report of a finished run or sweep anew, and say where it is")
+    experiment_arguments(report)
     inspect = command("inspect", _inspect, "show an artifact: its summary, inputs and files")
     inspect.add_argument("folder", help="folder of an artifact, {storage}/{artifact}/{fingerprint}, or of a storage")
     gc = command("gc", _gc, "remove what cut-short runs left behind")
@@ -149,7 +151,7 @@ def _run(options: argparse.Namespace) -> Document:
     return summary.as_json()
 
 
-def _sweep(options: argparse.Namespace) -> Document:
+def _sweep(options: argparse.Namespace, run_missing: bool = True) -> Document:
     from s2l_ray.plan import fetch_models
     from s2l_ray.stages.run_sweep import run_sweep
     from s2l_ray.storage import Storage
@@ -158,10 +160,34 @@ def _sweep(options: argparse.Namespace) -> Document:
 
     sweep = load_sweep(options.config, _overrides(options))
     fetch_models(sweep.experiment)
-    finished = run_sweep(sweep, Storage.at(sweep.shared.storage))
+    finished = run_sweep(sweep, Storage.at(sweep.shared.storage), run_missing=run_missing)
     summary = SweepSummary(finished)
     summary.show()
     return summary.as_json()
+
+
+def _report(options: argparse.Namespace) -> Document:
+    from s2l_ray.digests import DigestCache
+    from s2l_ray.plan import build_pipeline, examine
+    from s2l_ray.storage import Storage
+
+    sparse = load_sparse(options.config, _overrides(options))
+    if sparse.sweep:
+        return _sweep(options, run_missing=False)
+    experiment = experiment_of(sparse)
+    storage = Storage.at(experiment.shared.storage)
+    pipeline = build_pipeline(experiment, with_report=True)
+    missing = [
+        pipeline.label(state.node)
+        for state in examine(pipeline, storage, DigestCache(storage))
+        if state.artifact is None and state.node.stage not in ("diagnose_selection", "write_report")
+    ]
+    if missing:
+        raise ConfigError(
+            f"there is nothing to report yet: {storage.uri} lacks {', '.join(missing[:3])} of this experiment. "
+            f"Run it with `s2l run {options.config}`, which ends with the report."
+        )
+    return _run(argparse.Namespace(**vars(options), until=None))
 
 
 def _inspect(options: argparse.Namespace) -> Document:

@@ -14,6 +14,8 @@ from s2l_ray.artifacts import Artifact
 
 TRAINING_FLOPS, FORWARD_FLOPS = 6, 2
 """Per parameter and token."""
+NOTICEABLE = 1.05
+"""Less than this much more work on all rows is no saving."""
 _HEADER_BYTES = 8
 
 
@@ -62,12 +64,12 @@ class Ledger:
     @property
     def break_even(self) -> float | None:
         """Fine-tunings after which selecting has paid for itself; None where one saves nothing."""
-        return self.selecting_seconds / self.saved_seconds if self.saves else None
+        return self.selecting_seconds / self.saved_seconds if self.saves and self.saved_seconds > 0 else None
 
     @property
     def saves(self) -> bool:
-        """Whether the subset makes a fine-tuning noticeably shorter: equal steps differ by noise alone."""
-        return self.saved_seconds > 0.05 * self.full.seconds
+        """Whether a fine-tuning on the subset is less work: where arms take equal steps, seconds differ by noise."""
+        return (self.full.tokens or 0.0) > NOTICEABLE * (self.target.tokens or 0.0)
 
     @property
     def break_even_ratio(self) -> float | None:
@@ -75,7 +77,7 @@ class Ledger:
         selecting = sum(work.flops or 0.0 for work in self.selecting)
         saved = (self.full.tokens or 0.0) - (self.target.tokens or 0.0)
         proxy = next((work for work in self.selecting if work.name == PROXY), None)
-        if not self.saves or proxy is None or not proxy.tokens or not proxy.flops or saved <= 0:
+        if not self.saves or proxy is None or not proxy.tokens or not proxy.flops:
             return None
         return selecting / (proxy.flops / proxy.tokens * saved)
 

@@ -44,9 +44,8 @@ class Experiment:
 
     @property
     def text(self) -> str:
-        """The experiment as a YAML file that would run again, without where it runs and without secrets."""
-        data = {name: value for name, value in self.sparse.items() if name not in SHARED}
-        return dump_yaml(redacted(data))
+        """The experiment as a file; see `text_of`."""
+        return text_of(self.sparse)
 
 
 @dataclass(frozen=True)
@@ -139,6 +138,11 @@ def experiment_of(sparse: Sparse) -> Experiment:
         where = sparse.origin if arm == MAIN_ARM else f"{sparse.origin} (arm {arm})"
         configs[arm] = validated(Config, with_overrides(sparse.data, changes), where)
     return Experiment(name=sparse.name, arms=configs, sparse={**sparse.data, "arms": dict(sparse.arms)})
+
+
+def text_of(data: Mapping[str, Any]) -> str:
+    """Return the sections of a file as YAML that would run again, without where it runs and without secrets."""
+    return dump_yaml(redacted({name: value for name, value in data.items() if name not in SHARED}))
 
 
 def with_overrides(data: Mapping[str, Any], changes: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -119,6 +119,7 @@ class SweepSummary:
             "recommended_budget": artifact.summary["recommended_budget"],
             "comparisons": [comparison.sentence for comparison in result.comparisons()],
             "artifact": artifact.uri,
+            "report": self.finished.report.uri_of("report.html"),
         }
 
     def show(self) -> None:
@@ -143,6 +144,7 @@ class SweepSummary:
             f"in {duration(self.finished.seconds)}"
         )
         display.say(f"trials: {artifact.uri_of('trials.parquet')}")
+        display.say(f"report: {self.finished.report.uri_of('report.html')}")
         display.say(
             f"next: s2l inspect {artifact.storage.uri_of(artifact.manifest.artifact, artifact.manifest.fingerprint)}"
         )

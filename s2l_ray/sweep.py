@@ -29,7 +29,16 @@ from pydantic import Field, field_validator, model_validator
 
 from s2l_ray.config import Config, Section
 from s2l_ray.errors import ConfigError
-from s2l_ray.experiment import MAIN_ARM, Experiment, Sparse, load_sparse, paths_overlap, validated, with_overrides
+from s2l_ray.experiment import (
+    MAIN_ARM,
+    Experiment,
+    Sparse,
+    load_sparse,
+    paths_overlap,
+    text_of,
+    validated,
+    with_overrides,
+)
 
 ARM = "arm"
 """The parameter that a file's `arms` are."""
@@ -150,6 +159,8 @@ class Sweep:
     config: SweepConfig
     parameters: tuple[Parameter, ...]
     trials: tuple[Trial, ...]
+    text: str = ""
+    """The sweep as a file; see `experiment.text_of`."""
 
     @property
     def shared(self) -> Config:
@@ -207,7 +218,8 @@ def lay_out(sparse: Sparse) -> Sweep:
             trials.append(_trial(f"t{len(trials):04d}", setting, seeds, parameters, sparse))
             if len(trials) > MAX_TRIALS:
                 raise ConfigError(f"{origin}: found more than {MAX_TRIALS} trials. Sweep fewer values.")
-    return Sweep(sparse.name, config, parameters, tuple(trials))
+    text = text_of({**sparse.data, "arms": dict(sparse.arms), "sweep": dict(sparse.sweep)})
+    return Sweep(sparse.name, config, parameters, tuple(trials), text)
 
 
 def _trial(

@@ -200,13 +200,13 @@ def _warnings_of_data(facts: RunFacts) -> Iterator[str]:
 
 def _warnings_of_arm(arm: ArmFacts) -> Iterator[str]:
     ledger = arm.ledger
-    if ledger.saves and ledger.selecting_seconds > ledger.saved_seconds:
+    if ledger.break_even is not None and ledger.break_even > 1:
         yield (
             f"{arm.name}: selecting took {duration(ledger.selecting_seconds)} and saves "
             f"{duration(ledger.saved_seconds)} on one fine-tuning: it costs more than "
             f"it saves until {ledger.break_even:.1f} of them."
         )
-    elif len(ledger.selecting) > 1 and not ledger.saves:
+    elif len(ledger.selecting) > 1 and ledger.break_even is None:
         yield (
             f"{arm.name}: selecting took {duration(ledger.selecting_seconds)} and saves no time, as the target takes "
             "the same steps on any subset. What it can gain is a better target."
@@ -257,7 +257,7 @@ def _composition(facts: RunFacts) -> Section:
     blocks: list[Block] = []
     for name in dict.fromkeys(part.name for arm in facts.arms for part in arm.composition):
         parts = [(arm, p) for arm in facts.arms for p in arm.composition if p.name == name and arm.rows < arm.rows_pool]
-        if not parts:
+        if not parts or len(parts[0][1].groups) < 2:
             continue
         labels = [label for label, _, _ in parts[0][1].groups]
         pool = {label: share for label, share, _ in parts[0][1].groups}

@@ -21,6 +21,8 @@ from s2l_ray.digests import DigestCache
 from s2l_ray.errors import S2LError, StageFailed
 from s2l_ray.log import Task, display
 from s2l_ray.plan import InputListing, Node, Pipeline, build_pipeline, examine
+from s2l_ray.report.html import render
+from s2l_ray.report.sweep_page import sweep_page
 from s2l_ray.significance import higher_is_better
 from s2l_ray.stages import runtime
 from s2l_ray.stages.run import Runner, versions
@@ -39,13 +41,19 @@ class Finished:
 
     result: SweepResult
     artifact: Artifact
+    report: Artifact
     ran: int
     """Trials that were run now, not found."""
     seconds: float
 
 
-def run_sweep(sweep: Sweep, storage: Storage) -> Finished:
-    """Run the trials of a sweep that are not there yet.
+def run_sweep(sweep: Sweep, storage: Storage, *, run_missing: bool = True) -> Finished:
+    """Run the trials of a sweep that are not there yet, and say what they came to.
+
+    Args:
+        sweep: the trials.
+        storage: where they are kept.
+        run_missing: `False` only looks at what is there.
 
     Raises:
         S2LError: what trials share could not be made, or no trial finished.
@@ -54,7 +62,8 @@ def run_sweep(sweep: Sweep, storage: Storage) -> Finished:
     listing: InputListing = {}
     pipelines = {trial.name: build_pipeline(trial.experiment, listing) for trial in sweep.trials}
     states = _States(storage)
-    todo = [trial for trial in sweep.trials if states.finished(pipelines[trial.name]) is None]
+    missing = [trial for trial in sweep.trials if states.finished(pipelines[trial.name]) is None]
+    todo = missing if run_missing else []
     errors: dict[str, str] = {}
     if todo:
         storage.check_writable()
@@ -68,10 +77,11 @@ def run_sweep(sweep: Sweep, storage: Storage) -> Finished:
     outcomes = tuple(_outcome(trial, pipelines[trial.name], _States(storage), errors) for trial in sweep.trials)
     result = SweepResult(sweep, outcomes)
     if result.best is None:
-        first = next((outcome.error for outcome in outcomes if outcome.error), "they were stopped")
+        first = next((outcome.error for outcome in outcomes if outcome.error), "they were not run")
         raise StageFailed(f"none of {len(outcomes)} trials finished; the first: {first}")
     seconds = time.monotonic() - started
-    return Finished(result, _commit(result, pipelines, storage, seconds), len(todo), seconds)
+    trials = _commit(result, pipelines, storage, seconds)
+    return Finished(result, trials, _commit_report(result, trials), len(todo), seconds)
 
 
 class _States:
@@ -266,6 +276,25 @@ def _commit(result: SweepResult, pipelines: Mapping[str, Pipeline], storage: Sto
                 "versions": versions(),
                 "resources": _resources(result.sweep.shared.resources),
             },
+        )
+
+
+def _commit_report(result: SweepResult, trials: Artifact) -> Artifact:
+    """Write the page; it holds nothing but what `trials` holds, and the file of the sweep."""
+    settings = {"name": result.sweep.name, "text": result.sweep.text}
+    fingerprint = Node("report", "write_report", None, settings, {}).fingerprint({"trials": trials.digest}, None)
+    known = find_artifact(trials.storage, "report", fingerprint)
+    output = None if known is not None else begin(trials.storage, "report", fingerprint)
+    if output is None:
+        return known or _commit_report(result, trials)
+    started = time.monotonic()
+    with output.alive():
+        return output.commit(
+            [output.write_bytes("report.html", render(sweep_page(result)).encode())],
+            config={"settings": settings, "seed": 0},
+            inputs={"trials": trials.digest},
+            summary={"trials": len(result.outcomes)},
+            run={"seconds": round(time.monotonic() - started, 3), "versions": versions(), "resources": {}},
         )
 
 

@@ -220,7 +220,9 @@ def _examples(arms: Mapping[str, Mapping[str, Artifact]], count: int) -> list[Ex
         return []
     made = next((m for m in arms.values() if "diagnostics" in m), next(iter(arms.values())))
     chosen = _by_health(made, count) if "diagnostics" in made else _by_rank(made, count)
-    taken = {name: set(_taken(other["subset"]).to_pylist()) for name, other in arms.items()}
+    # An arm that takes every row says nothing of this one.
+    choosy = [name for name, m in arms.items() if m["subset"].summary["rows"] < m["subset"].summary["rows_pool"]]
+    taken = {name: set(_taken(arms[name]["subset"]).to_pylist()) for name in choosy}
     rows = {row["example_id"]: row for row in _read_rows(made["examples"], list(chosen)).to_pylist()}
     found = []
     for example_id, why in chosen.items():
