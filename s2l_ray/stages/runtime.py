@@ -124,9 +124,12 @@ def check_capacity(resources: ResourcesConfig) -> None:
         count = demand.workers if isinstance(demand, TrainResources) else demand.actors[0]
         for kind, each, there in (("CPU", demand.cpus, cpus), ("GPU", demand.gpus, gpus)):
             if count * each > there:
+                share = f"resources.{name}.{kind.lower()}s"
+                number = f"resources.{name}.{'workers' if isinstance(demand, TrainResources) else 'actors'}"
+                mend = f"Lower {share} (fractions such as 0.5 are allowed) or {number}"
                 raise ConfigError(
                     f"resources.{name} asks for {count} x {each:g} {kind}, the cluster has {there:g}. "
-                    f"Lower the number of workers or their {kind.lower()}s; fractions such as 0.5 are allowed."
+                    f"{mend if there else f'Set {share} to 0'}, or join a cluster that has them."
                 )
         # Actors keep what they claim, and Ray Data waits for them before its read tasks get a CPU; tasks give it back.
         is_actor_pool = isinstance(demand, PoolResources) and demand.gpus > 0

@@ -64,6 +64,12 @@ def test_more_clusters_than_rows_are_refused_before_training(tmp_path: Path) -> 
     refused(config, "cluster.n_clusters", "100", "Lower", arguments=("--set", "cluster.n_clusters=100"))
 
 
+def test_ids_on_more_than_one_row_stop_the_run_and_are_named(tmp_path: Path) -> None:
+    rows = [{**row, "id": f"row/{number}"} for number, row in enumerate(GOOD)]
+    rows[7]["id"] = rows[30]["id"] = "../twice"
+    refused(config_with_rows(tmp_path, [json.dumps(row) for row in rows]), "`../twice`", "unique", "rename the column")
+
+
 def test_more_cpus_than_the_machine_has_are_refused_at_the_start(tmp_path: Path) -> None:
     config = write_config(tmp_path, resources={"train_proxy": {"workers": 4000}})
     refused(config, "resources.train_proxy", "4000 x 1 CPU")
@@ -92,6 +98,22 @@ def test_gpu_actors_that_leave_no_cpu_to_read_with_are_refused(
         ConfigError, match=r"resources\.score_examples asks for .* Lower resources\.score_examples\.cpus"
     ):
         check_capacity(resources)
+
+
+@pytest.mark.parametrize(
+    ("have", "resources", "mend"),
+    [
+        ({"CPU": 4.0}, {"score_examples": {"gpus": 1}}, r"Set resources\.score_examples\.gpus to 0"),
+        ({"CPU": 4.0, "GPU": 1.0}, {"finetune_target": {"workers": 2, "gpus": 1}}, r"finetune_target\.workers"),
+        ({"CPU": 4.0}, {"prepare_examples": {"actors": [5, 8]}}, r"prepare_examples\.actors"),
+    ],
+)
+def test_resources_beyond_the_cluster_are_refused_with_the_key_to_change(
+    monkeypatch: pytest.MonkeyPatch, have: dict[str, float], resources: dict[str, object], mend: str
+) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: have)
+    with pytest.raises(ConfigError, match=mend):
+        check_capacity(ResourcesConfig.model_validate(resources))
 
 
 def test_gang_on_every_cpu_is_no_starving_pool(monkeypatch: pytest.MonkeyPatch) -> None:
