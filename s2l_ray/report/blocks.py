@@ -248,4 +248,7 @@ def number_texts(values: Sequence[Number]) -> list[str]:
 
 def is_drawable(value: Number) -> TypeGuard[float]:
     """Return whether the value has a place on an axis."""
-    return value is not None and abs(value) <= _LARGEST  # NaN is not, and no whole number is too large to compare
+    if value is None:
+        return False
+    exact = value if isinstance(value, numbers.Integral) else float(value)  # float32 would round the bound to infinity
+    return abs(exact) <= _LARGEST  # NaN is not

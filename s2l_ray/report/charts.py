@@ -5,6 +5,7 @@ with the page. Colours are classes (`s0` to `s7` for series, `r0` to `r4` for we
 fills in for each theme. The same chart gives the same bytes. A value that is None, NaN or infinite is a gap.
 """
 
+import functools
 import html
 import itertools
 import math
@@ -124,7 +125,7 @@ def _draw_lines(chart: Lines, width: int) -> str:
     left = max(left, _text_width(x_ends[0]) / 2)
     x = Scale(x_ticks, left, width - max(8.0, _text_width(x_ends[-1]) / 2))
     y = Scale(y_ticks, height - 44, 30)
-    parts = [_text(0, 12, chart.y_label, width, "axis"), _text(x.stop, height - 4, chart.x_label, width, "axis end")]
+    parts = [_text(0, 12, chart.y_label, width, "axis"), _text(x.stop, height - 4, chart.x_label, x.stop, "axis end")]
     for tick, text in zip(y_ticks, tick_texts(y_ticks), strict=True):
         parts += [
             _rule(x.start, y(tick), x.stop, y(tick), "grid"),
@@ -205,7 +206,7 @@ def _dots(series: Series, name: str, x: Scale, y: Scale) -> Iterator[str]:
 def _mark(mark: Mark, x: Scale, y: Scale) -> Iterator[str]:
     at_x, at_y = x(mark.x), y(mark.y)
     before = at_x > (x.start + x.stop) / 2
-    room = at_x - x.start if before else x.stop - at_x
+    room = 0.9 * (at_x - x.start if before else x.stop - at_x) - 10  # its letters are bold, and it stands 10 off
     yield _rule(at_x, y.start, at_x, y.stop, "mark")
     yield _tag("circle", _title(mark.label), class_="mark", cx=at_x, cy=at_y, r=6)
     below = at_y < y.stop + 30
@@ -220,7 +221,7 @@ def _draw_bars(chart: Bars, width: int) -> str:
     if not known:
         return _no_data(label, width)
     stacked = width < _STACKED_BELOW
-    texts = _value_texts(values, 15)
+    texts = _value_texts(values, min(15, width // 22))
     room = max(map(_text_width, texts)) + 8
     left = 0.0 if stacked else _label_column([row.label for row in chart.rows], width)
     low, high = min(0.0, *known), max(0.0, *known)
@@ -231,7 +232,8 @@ def _draw_bars(chart: Bars, width: int) -> str:
     for i, row in enumerate(chart.rows):
         y = top + i * step
         middle = y + 12 if stacked else y + 7 * len(chart.names) + 4
-        parts.append(_text(0 if stacked else left - 10, middle, row.label, left or width, "" if stacked else "end"))
+        free = width if stacked else left - 10
+        parts.append(_text(0 if stacked else free, middle, row.label, free, "" if stacked else "end"))
         for j, value in enumerate(row.values):
             title = f"{row.label}, {chart.names[j]}: {number_text(value)}"
             parts += _bar(value, texts[i * len(chart.names) + j], title, f"bar s{j}", scale, y + head + 14 * j)
@@ -256,7 +258,7 @@ def _draw_intervals(chart: Intervals, width: int) -> str:
     if not known:
         return _no_data(label, width)
     known += [chart.reference] if is_drawable(chart.reference) else []
-    columns = iter(_value_texts(values, 12))
+    columns = iter(_value_texts(values, min(12, width // 28)))
     texts = [_with_interval(*three) for three in zip(columns, columns, columns, strict=True)]
     left = _label_column([row.label for row in chart.rows], width)
     right = width - max(map(_text_width, texts)) - 12
@@ -268,7 +270,7 @@ def _draw_intervals(chart: Intervals, width: int) -> str:
     top, step = 30.0, 42 if stacked else 28
     bottom = top + step * len(chart.rows)
     parts = [_rule(scale(tick), top - 8, scale(tick), bottom, "grid") for tick in ticks]
-    parts += [*_ticks_below(scale, bottom), _text(scale.stop, bottom + 38, chart.x_label, width, "axis end")]
+    parts += [*_ticks_below(scale, bottom), _text(scale.stop, bottom + 38, chart.x_label, scale.stop, "axis end")]
     if is_drawable(chart.reference):
         parts += _reference(chart.reference, chart.reference_label, scale, top - 8, bottom)
     for i, (row, text) in enumerate(zip(chart.rows, texts, strict=True)):
@@ -295,11 +297,11 @@ def _reference(value: float, label: str, scale: Scale, top: float, bottom: float
     at = scale(value)
     yield _rule(at, top, at, bottom, "reference")
     room = 2 * min(at, scale.stop - at)
-    if room > _text_width(label):
+    if room > _text_width(visible_text(label[:400])):
         yield _text(at, top - 6, label, room, "tick middle")
     else:
         before = at > (scale.start + scale.stop) / 2
-        yield _text(at, top - 6, label, scale.stop - scale.start, "tick end" if before else "tick")
+        yield _text(at, top - 6, label, at if before else scale.stop - at, "tick end" if before else "tick")
 
 
 def _ticks_below(x: Scale, y: float) -> list[str]:
@@ -308,14 +310,12 @@ def _ticks_below(x: Scale, y: float) -> list[str]:
 
 
 def _fitting_ticks(low: float, high: float, room: float) -> tuple[float, ...]:
-    """Return the most ticks whose texts stand beside each other."""
-    count = max(1, int(room // 80))
-    while count > 1:
+    """Return the most ticks whose texts stand beside each other; at least the two ends."""
+    for count in range(max(1, int(room // 80)), 0, -1):
         ticks = nice_ticks(low, high, count)
         if (max(map(_text_width, tick_texts(ticks))) + 10) * len(ticks) <= room:
             return ticks
-        count -= 1
-    return nice_ticks(low, high, 1)
+    return ticks[0], ticks[-1]
 
 
 def _value_texts(values: Sequence[Number], longest: int) -> list[str]:
@@ -329,12 +329,21 @@ def _with_interval(value: str, low: str = MISSING, high: str = MISSING) -> str:
 
 
 def _label_column(labels: Sequence[str], width: int) -> float:
-    return min(0.34 * width, max(_text_width(visible_text(label[:100])) for label in labels) + 10)
+    return min(0.34 * width, max(_text_width(visible_text(label[:100])) for label in labels) + 11)
 
 
 def _text_width(text: str) -> float:
-    """Estimate the width [pixels]; fonts differ, so it is rather too large."""
-    return sum(13.0 if unicodedata.east_asian_width(letter) in "WF" else 7.0 for letter in text)
+    """Estimate the width [pixels] in DejaVu Sans, the widest of the usual fonts, so that it is rather too large."""
+    return sum(map(_letter_width, text))
+
+
+@functools.cache
+def _letter_width(letter: str) -> float:
+    if letter in " !'(),-./:;I[]fijlrt|":
+        return 5.0
+    if letter in "%@MWm\u2026" or unicodedata.east_asian_width(letter) in "WF":
+        return 13.0
+    return 7.7 if letter.isascii() and (letter.isdigit() or letter.islower()) and letter != "w" else 10.2
 
 
 def _shortened(text: str, room: float) -> str:

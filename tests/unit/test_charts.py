@@ -175,7 +175,7 @@ def test_larger_value_of_an_interval_is_further_right_whatever_its_size(size, wi
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("value", [0.001, 123_456_789_012_345.678, 10**14, 10**299])
+@pytest.mark.parametrize("value", [0.001, 99_999_999_999, 123_456_789_012_345.678, 10**14, 10**299])
 def test_negative_bar_ends_left_of_a_positive_one_whatever_their_size(value, width):
     root = drawn(Bars(["n"], [Bar("a" * 80, [-value]), Bar("b", [value]), Bar("c", [0.001])]), width)
     minus, plus, _ = named(root, "rect")

@@ -221,7 +221,7 @@ def test_missing_value_is_a_dash_in_facts_tables_and_rows(value):
     assert '<div class="words" dir="auto" tabindex="0">-</div>' in render(b.Page("t", "", [b.Section("", "", blocks)]))
 
 
-@pytest.mark.parametrize("value", [math.inf, -math.inf, 1e308])
+@pytest.mark.parametrize("value", [math.inf, -math.inf, 1e308, np.float32("inf"), np.float64("-inf")])
 def test_value_beyond_any_axis_is_named_and_not_drawn_as_a_bar(value):
     page = b.Page("t", "s", [b.Section("t", "", [b.Bars(["n"], [b.Bar("a", [value]), b.Bar("b", [1.0])])])])
     reader = Reader(render(page))
