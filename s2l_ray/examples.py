@@ -283,7 +283,9 @@ def _chat_turns(row: Row, column: str) -> tuple[Turn, ...]:
 def _chat_turn(number: int, message: object) -> Turn:
     if not isinstance(message, dict):
         raise _UnusableError(f"bad_turn: turn {number} is {kind_of(message)}, expected {{role, content}}")
-    role_key, text_key = ("from", "value") if "role" not in message and "from" in message else ("role", "content")
+    # Parquet gives every turn all keys, null where a turn has none, so a key that is there says nothing.
+    is_sharegpt = message.get("role") is None and message.get("from") is not None
+    role_key, text_key = ("from", "value") if is_sharegpt else ("role", "content")
     role, content = message.get(role_key), message.get(text_key)
     if not isinstance(role, str) or role not in _ROLES:
         found = f"`{shown(role)}`" if isinstance(role, str) else kind_of(role)

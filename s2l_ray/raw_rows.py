@@ -386,7 +386,7 @@ def _python_row(batch: pa.RecordBatch) -> Row | BadRow:
             row[name] = column[0].as_py()
         except (OverflowError, ValueError) as error:
             what = f"column `{shown(name)}` holds a {column.type} that cannot be read"
-            return BadRow(f"unreadable_value: {what}: {shown(str(error), 200)}")
+            return BadRow(f"unreadable_value: {what}: {shown(str(error).rstrip('.'), 200)}")
     return row
 
 

@@ -139,6 +139,20 @@ def test_parquet_chats_and_nulls_are_read(tmp_path):
     assert [item.reason.partition(":")[0] for item in items[1:]] == ["wrong_type", "bad_turn"]
 
 
+def test_parquet_chats_of_both_spellings_in_one_column_are_read(tmp_path):
+    chats = [{"from": "human", "value": "u"}, {"from": "gpt", "value": "a"}], GOOD_CHAT["messages"]
+    kind = pa.list_(pa.struct({name: pa.string() for name in ("role", "content", "from", "value")}))
+    column = pa.array([[*chats[0], *chats[1]], *chats], kind)
+    pq.write_table(pa.table({"messages": column}), tmp_path / "a.parquet")
+    files = find_inputs(str(tmp_path), key="examples.path")
+    items = list(read_examples(files[0], detect_layout(files, "auto", {}, key="examples.path")))
+    assert [item.turns for item in items[1:]] == [
+        (("user", "u"), ("assistant", "a")),
+        (("user", "hi"), ("assistant", "hello")),
+    ]
+    assert items[0].turns == items[1].turns + items[2].turns
+
+
 @pytest.mark.parametrize("lost", ["output", "id", "origin"])
 def test_parquet_file_without_a_needed_column_is_data_error(tmp_path, lost):
     rows = {"instruction": ["a"], "output": ["b"], "id": ["1"], "origin": ["o"]}
