@@ -1,5 +1,6 @@
 """The page of a sweep: which setting is best, what may be claimed of the others, and which budget to take."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from s2l_ray.log import duration
@@ -30,7 +31,7 @@ def sweep_page(result: SweepResult) -> Page:
     """Lay out the report of a sweep."""
     sweep = result.sweep
     sections = [
-        Section("Outcome", "What the trials came to, and what may be claimed.", [Text(list(lines(result)))]),
+        Section("Outcome", "What the trials came to, and what may be claimed.", [Text(_outcome(result))]),
         Section("Warnings", "What to know before believing the rest.", [Warnings(list(_warnings(result)))]),
         _settings(result),
         *_comparisons(result),
@@ -45,6 +46,17 @@ def sweep_page(result: SweepResult) -> Page:
     finished = sum(outcome.status == "finished" for outcome in result.outcomes)
     subtitle = f"{finished} of {len(result.outcomes)} trials finished, {len(result.settings)} settings"
     return Page(f"Which settings are worth it? {sweep.name}", subtitle, sections)
+
+
+def _outcome(result: SweepResult) -> list[str]:
+    said = [next(lines(result))]
+    comparisons = result.comparisons()
+    if comparisons:
+        verdicts = Counter(comparison.verdict for comparison in comparisons)
+        counted = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
+        baseline = setting_label(result.sweep.config.baseline)
+        said.append(f"{len(comparisons)} settings against {baseline} in {_metric(result)}: {counted}.")
+    return said
 
 
 def _metric(result: SweepResult) -> str:
