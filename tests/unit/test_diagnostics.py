@@ -74,6 +74,14 @@ def test_trajectory_health_raises_losses_by_the_floor_of_all_rows():
     assert found_N.dtype == np.int8
 
 
+def test_a_part_of_the_rows_is_judged_by_the_mean_of_all():
+    initial_N, loss_NT = np.array([0.5, 99.5]), np.array([[0.0], [0.0]])
+    for judge in (trajectory_health, roughness):
+        parts = [judge(initial_N[n : n + 1], loss_NT[n : n + 1], 50.0)[0] for n in range(2)]
+        assert parts == judge(initial_N, loss_NT).tolist()
+        assert parts[0] != judge(initial_N[:1], loss_NT[:1])[0]
+
+
 def test_trajectory_health_and_roughness_do_not_depend_on_blocks(monkeypatch):
     generator = np.random.default_rng(0)
     initial_N, loss_NT = on_grid(generator.uniform(1, 9, 50)), on_grid(generator.uniform(0, 9, (50, 5)))

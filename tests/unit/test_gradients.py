@@ -121,6 +121,12 @@ def test_sketch_inner_products_are_unbiased_over_seeds(monkeypatch):
     assert (found.std(axis=0)[~np.eye(4, dtype=bool)] > 0.5 / np.sqrt(dims)).all()
 
 
+def test_sketch_of_coordinates_of_one_sign_keeps_their_length():
+    # Without signs, 64 buckets of 200 ones each would make a squared length of 2,560,000.
+    sketch_D = gradients._CountSketch([6400, 6400], 64, 0, CPU)([torch.ones(6400), torch.ones(6400)])
+    assert np.square(sketch_D).sum() == pytest.approx(12800, rel=5 * np.sqrt(2 / 64))
+
+
 def test_sketch_is_a_function_of_the_seed(monkeypatch):
     model, rows = build(), tiny.rows(4)
     first = sketches(model, rows, monkeypatch, sketch_dims=128, seed=3)
