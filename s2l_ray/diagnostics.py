@@ -23,7 +23,7 @@ from s2l_ray.losses import LOSS_GRID
 
 HEALTH = ("learned early", "learned late", "forgotten", "never learned", "rising")
 LEARNED = 0.5
-"""A row counts as learned at a checkpoint where its relative loss is at most this."""
+"""A row counts as learned at a checkpoint where its relative loss is at most this, unless told otherwise."""
 PREFIXES = 16
 """Most prefixes of the checkpoints that `prefix_agreement` clusters."""
 RESAMPLES = 1000
@@ -39,7 +39,7 @@ LabelArray = NDArray[np.integer[Any]]
 
 
 def trajectory_health(
-    loss_initial_N: LossArray, loss_NT: LossArray, mean_initial: float | None = None
+    loss_initial_N: LossArray, loss_NT: LossArray, mean_initial: float | None = None, learned: float = LEARNED
 ) -> NDArray[np.int8]:
     """Say of every row how the proxy learned it.
 
@@ -47,16 +47,17 @@ def trajectory_health(
     (loss + floor) / (loss before training + floor). A row is, and the first that fits counts:
 
     - rising: at the last checkpoint it is 1 or more.
-    - never learned: it is above LEARNED at every checkpoint. A row that was known before training, with a loss far
+    - never learned: it is above `learned` at every checkpoint. A row that was known before training, with a loss far
       below the floor, is here or among the rising: there was nothing left to learn.
-    - forgotten: it reached LEARNED, but is above it at the last checkpoint.
-    - learned early: it first reached LEARNED in the first half of the checkpoints (index < T / 2).
+    - forgotten: it reached `learned`, but is above it at the last checkpoint.
+    - learned early: it first reached `learned` in the first half of the checkpoints (index < T / 2).
     - learned late: it first reached LEARNED after that.
 
     Args:
         loss_initial_N: losses before training [nats/token].
         loss_NT: losses at the checkpoints [nats/token].
         mean_initial: mean loss before training where these rows are a part of the data; their own mean unless given.
+        learned: relative loss at which a row counts as learned; see `learned_level`.
 
     Returns:
         int8 [N], index into HEALTH. Memory beyond it does not grow with N.
@@ -69,12 +70,30 @@ def trajectory_health(
     for rows, initial_B, loss_BT in _blocks(loss_initial_N, loss_NT):
         n_checkpoints = loss_BT.shape[1]
         # Products instead of ratios: nothing is divided by zero where all losses are zero.
-        learned_BT = loss_BT + floor <= LEARNED * (initial_B + floor)[:, None]
+        learned_BT = loss_BT + floor <= learned * (initial_B + floor)[:, None]
         early_B = learned_BT.argmax(axis=1) < n_checkpoints / 2
         cases = [loss_BT[:, -1] >= initial_B, ~learned_BT.any(axis=1), ~learned_BT[:, -1], early_B]
         names = ["rising", "never learned", "forgotten", "learned early"]
         health_N[rows] = np.select(cases, [HEALTH.index(name) for name in names], HEALTH.index("learned late"))
     return health_N
+
+
+def learned_level(loss_initial_N: LossArray, loss_last_N: LossArray) -> float:
+    """Return the relative loss at which a row has come half as far as the median row.
+
+    A proxy that starts from random weights takes most of a loss away, a pretrained one perhaps a fifth: what counts
+    as learned is measured by what training did to the data as a whole.
+
+    Args:
+        loss_initial_N: losses before training [nats/token].
+        loss_last_N: losses at the last checkpoint [nats/token].
+
+    Returns:
+        A relative loss as in `trajectory_health`, LEARNED at least and below 1.
+    """
+    floor = max(_floor(loss_initial_N, None), LOSS_GRID)
+    median = float(np.median((loss_last_N.astype(np.float64) + floor) / (loss_initial_N.astype(np.float64) + floor)))
+    return min(max(LEARNED, (1 + median) / 2), float(np.nextafter(1.0, 0.0)))
 
 
 def roughness(loss_initial_N: LossArray, loss_NT: LossArray, mean_initial: float | None = None) -> FloatArray:

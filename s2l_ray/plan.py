@@ -36,7 +36,7 @@ from s2l_ray.models import is_pretrained, pinned, pretrained_folder
 from s2l_ray.storage import Storage
 
 STAGES = {
-    "prepare_examples": 1,
+    "prepare_examples": 2,
     "measure_overlap": 1,
     "prepare_tokenizer": 1,
     "tokenize_examples": 2,

@@ -226,9 +226,9 @@ def _warnings_of_clustering(clustering: ClusterFacts) -> Iterator[str]:
             f"{where}: the guard set {share:.0%} of the rows aside; the proxy was trained too little, or the data is "
             "hard."
         )
-    unlearned = found.get("health", {}).get("never learned", 0) + found.get("health", {}).get("rising", 0)
-    if unlearned > 0.5 * max(1, sum(found.get("health", {}).values())):
-        yield f"{where}: the proxy learned less than half of the rows; its trajectories say little. Train it longer."
+    health = found.get("health", {})
+    if health.get("rising", 0) > 0.5 * max(1, sum(health.values())):
+        yield f"{where}: the loss of more than half of the rows rose; the proxy's training went wrong. Lower its rate."
     correlation = (found.get("correlation") or {}).get("unseen")
     if correlation is not None and correlation < WEAK_CORRELATION:
         yield (

@@ -22,6 +22,7 @@ from s2l_ray.config import PoolResources, ResourcesConfig
 from s2l_ray.diagnostics import (
     HEALTH,
     gradient_similarity,
+    learned_level,
     prefix_agreement,
     rank_correlation,
     roughness,
@@ -80,6 +81,7 @@ class JudgeHealth:
 
     inputs: Inputs
     mean_initial: float
+    learned: float
     output: StagedOutput
 
     def __call__(self, shard: RowRange) -> Receipt:
@@ -87,7 +89,7 @@ class JudgeHealth:
         columns = ["example_id", "loss_initial", "loss"]
         table = self.inputs.trajectories.read_rows(shard.record, shard.start, shard.stop, columns)
         loss_NT, initial_N = _matrix(table), table.column("loss_initial").to_numpy()
-        health_N = trajectory_health(initial_N, loss_NT, self.mean_initial)
+        health_N = trajectory_health(initial_N, loss_NT, self.mean_initial, self.learned)
         part = pa.table(
             {
                 "example_id": table.column("example_id"),
@@ -256,11 +258,12 @@ def diagnose_selection(
     inputs: Inputs, config: DiagnoseSettings, resources: ResourcesConfig, output: StagedOutput, *, seed: int
 ) -> StageResult:
     """Judge trajectories and clusters, and compare gradients and losses on a sample."""
-    initial_N = inputs.trajectories.read_table("trajectories-", ["loss_initial"]).column(0).to_numpy()
-    mean_initial = float(initial_N.mean(dtype=np.float64))
+    initial_N, last_N = _ends(inputs.trajectories)
+    learned = learned_level(initial_N, last_N)
     shards = row_ranges(inputs.trajectories, "trajectories-", HEALTH_ROWS)
     pool = resources.evaluate_target
-    judged = map_shards(JudgeHealth(inputs, mean_initial, output), shards, output, pool, label="judge trajectories")
+    judge = JudgeHealth(inputs, float(initial_N.mean(dtype=np.float64)), learned, output)
+    judged = map_shards(judge, shards, output, pool, label="judge trajectories")
     checks = [Piece("clusterings", CLUSTERING_ROWS)]
     if config.sample:
         steps = inputs.proxy.summary["checkpoint_steps"]
@@ -276,12 +279,22 @@ def diagnose_selection(
     records.append(output.write_parquet("gradients.parquet", [gradients], schemas.GRADIENTS))
     summary = {
         "health": dict(zip(HEALTH, counts.tolist(), strict=True)),
+        "learned_level": learned,
         "roughness": float(np.median([note["roughness"] for _, note in judged])),
         "clusterings": notes["clusterings"],
         "gradients": gradients.to_pylist(),
         "correlation": notes.get("target", {}).get("correlation"),
     }
     return StageResult(records, summary)
+
+
+def _ends(trajectories: Artifact) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return each row's loss before training and at the last checkpoint, a file in memory at a time."""
+    parts = []
+    for record in trajectories.files("trajectories-"):
+        table = trajectories.read_rows(record, columns=["loss_initial", "loss"])
+        parts.append((table.column("loss_initial").to_numpy(), _matrix(table)[:, -1].copy()))
+    return np.concatenate([initial for initial, _ in parts]), np.concatenate([last for _, last in parts])
 
 
 def _gradients(inputs: Inputs, checks: Sequence[Piece], notes: Mapping[str, Mapping[str, Any]]) -> pa.Table:

@@ -234,10 +234,12 @@ def _examples(arms: Mapping[str, Mapping[str, Artifact]], count: int) -> list[Ex
 
 def _by_health(made: Mapping[str, Artifact], count: int) -> dict[int, str]:
     table = made["diagnostics"].read_table("health-", ["example_id", "health"]).sort_by("example_id")
+    by_name = {name: table.filter(pc.equal(table.column("health"), name)).column("example_id") for name in HEALTH}
+    found = [name for name in HEALTH if len(by_name[name])]
     chosen: dict[int, str] = {}
-    for place, name in enumerate(HEALTH):
-        ids = table.filter(pc.equal(table.column("health"), name)).column("example_id")
-        share = count // len(HEALTH) + (place < count % len(HEALTH))
+    for place, name in enumerate(found):
+        ids = by_name[name]
+        share = count // len(found) + (place < count % len(found))
         for index in np.linspace(0, len(ids) - 1, min(share, len(ids))).astype(int).tolist():
             chosen[ids[index].as_py()] = name
     return chosen

@@ -172,6 +172,46 @@ def test_manifests_describe_their_files(run: Run) -> None:
             assert found.damaged_files() == []
 
 
+def test_every_trajectory_has_a_health_and_the_theory_is_tried_on_both_models(run: Run) -> None:
+    health = run.table("diagnostics", "health-")
+    trajectories = run.table("trajectories", "trajectories-")
+    assert sorted(health["example_id"].to_pylist()) == sorted(trajectories["example_id"].to_pylist())
+    summary = run.artifact("diagnostics").summary
+    assert sum(summary["health"].values()) == 600
+    checks = run.table("diagnostics", "gradients").to_pylist()
+    assert [(check["model"], check["step"]) for check in checks] == [("proxy", 15), ("proxy", 30), ("target", 20)]
+    assert all(check["pairs_within"] > 0 and check["exact"] for check in checks)
+    assert len(run.table("diagnostics", "prefixes")) == 5
+
+
+def test_losses_of_proxy_and_target_are_those_of_the_same_rows(run: Run) -> None:
+    losses = run.table("diagnostics", "losses").to_pandas().set_index("example_id")
+    trajectories = run.table("trajectories", "trajectories-").to_pandas().set_index("example_id")
+    last = trajectories.loc[losses.index, "loss"].map(lambda loss: loss[-1])
+    np.testing.assert_array_equal(losses["proxy_loss"], last)
+    chosen = set(run.table("subset", "subset.parquet").column("example_id").to_pylist())
+    assert [row in chosen for row in losses.index] == losses["in_subset"].tolist()
+
+
+def test_report_shows_rows_unless_it_is_to_keep_them_out(run: Run) -> None:
+    prompts = {row["turns"][0]["content"] for row in run.table("examples", "examples-").to_pylist()}
+    shown = (Path(run.answer["artifacts"]["report"]) / "report.html").read_text(encoding="utf-8")
+    assert sum(prompt in shown for prompt in prompts) >= 10
+    done = run_s2l("report", str(run.config), "--json", "--set", "report.examples=0")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["ran"] == ["report"]
+    bare = (Path(answer["artifacts"]["report"]) / "report.html").read_text(encoding="utf-8")
+    assert "Outcome" in bare
+    assert not any(prompt in bare for prompt in prompts)
+
+
+def test_report_of_a_run_that_was_never_run_is_refused(run: Run) -> None:
+    done = run_s2l("report", str(run.config), "--set", "proxy.steps=31")
+    assert done.returncode == 2
+    assert "s2l run" in done.stderr
+
+
 def test_run_again_does_nothing(run: Run) -> None:
     done = run_s2l("run", str(run.config), "--json")
     assert done.returncode == 0, done.stderr
@@ -182,7 +222,7 @@ def test_plan_after_a_changed_setting_names_exactly_what_depends_on_it(run: Run)
     done = run_s2l("plan", str(run.config), "--json", "--set", "cluster.n_clusters=9")
     states = {node["artifact"]: node["state"] for node in json.loads(done.stdout)["nodes"]}
     assert {name for name, state in states.items() if state == "will run"} == {
-        "clusters", "subset", "target", "scores", "comparison"
+        "clusters", "subset", "target", "scores", "comparison", "diagnostics", "report"
     }  # fmt: skip
 
 

@@ -54,6 +54,10 @@ def test_sweep_shares_what_trials_have_in_common_and_a_failed_trial_does_not_sin
     assert {f"arm={arm}, {good}" for arm in ("s2l", "random")} <= set(answer["recommended_budget"])
     assert any("arm=random" in sentence for sentence in answer["comparisons"])
 
+    page = Path(answer["report"]).read_text(encoding="utf-8")
+    assert "Against arm=random" in page
+    assert "recommended: " in page
+
     again = swept(config)
     assert again["ran"] == len(failed)  # what cannot be done is tried again, what is done is not
     assert made(tmp_path, "target") == len(finished)

@@ -16,6 +16,7 @@ from s2l_ray.diagnostics import (
     RESAMPLES,
     PrefixAgreement,
     gradient_similarity,
+    learned_level,
     prefix_agreement,
     rank_correlation,
     roughness,
@@ -39,6 +40,27 @@ def health(loss_NT, initial=50.0):
 
 
 # --------------------------------------------------------------------------------------------------------- trajectories
+
+
+@pytest.mark.parametrize(
+    ("last", "level"),
+    [
+        ([0, 0, 0], 0.51),  # the floor is 1 of 51: the median row keeps 1 / 51
+        ([39.8, 39.8, 0], 0.9),  # a pretrained proxy takes a fifth: half as far is a tenth
+        ([60, 60, 60], 1.0),  # nothing was learned; a level of 1 would call standing still learned
+    ],
+)
+def test_level_of_learning_is_half_the_way_of_the_median_row(last, level):
+    found = learned_level(np.full(3, 50.0, np.float32), np.array(last, np.float32))
+    assert found == pytest.approx(level, abs=0.001)
+    assert found < 1
+
+
+def test_row_of_a_pretrained_proxy_is_learned_by_the_level_of_its_data():
+    initial_N, loss_NT = np.full(3, 50.0, np.float32), np.array([[44, 40], [49, 49], [44, 40]], np.float32)
+    level = learned_level(initial_N, loss_NT[:, -1])
+    found = [HEALTH[i] for i in trajectory_health(initial_N, loss_NT, learned=level)]
+    assert found == ["learned early", "never learned", "learned early"]
 
 
 @pytest.mark.parametrize(
