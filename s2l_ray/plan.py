@@ -8,6 +8,7 @@ known only once they exist; until then a node "will run".
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -353,7 +354,8 @@ def check_rejected(examples: ExamplesConfig, rows_rejected: int, rows_in: int) -
             f"{rows_rejected} of {rows_in} rows are bad and were set aside by an earlier run; this one has "
             "`examples.on_bad_row: error`. Mend the data, or set `reject`."
         )
-    if rows_rejected > examples.max_rejected * rows_in:
+    # As it is written: in floats 29 of 100 rows are more than 0.29.
+    if rows_rejected > Fraction(str(examples.max_rejected)) * rows_in:
         raise DataError(
             f"{rows_rejected} of {rows_in} rows are bad, more than examples.max_rejected = "
             f"{examples.max_rejected:g} allows. Mend the data, or raise the limit."

@@ -190,6 +190,12 @@ def _account(config: PrepareSettings, receipts: list[Receipt], rows_rejected: in
             "A row was lost; this is a fault of the program, please report it."
         )
     check_rejected(config.examples, rows_rejected, rows_in)
+    if rows_kept == 0 and rows_other:
+        side = "held out" if config.part == "held_out" else "left to train on"
+        raise DataError(
+            f"{config.key}: none of {rows_other} usable rows is {side} with evaluate.held_out = {config.held_out:g}. "
+            "Change that share, or name held-out data of its own with evaluate.path."
+        )
     if rows_kept == 0:
         raise DataError(f"{config.key}: no row is left of {rows_in}. Expected at least one usable row.")
     sources: Counter[str] = sum((Counter(note["sources"]) for note in notes), Counter())

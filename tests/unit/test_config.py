@@ -83,7 +83,7 @@ def test_value_wrong_names_key_and_what_was_found(text, key, found):
         "select.quota_exponent",
         "select.budget",
         "evaluate.held_out",
-        "resources.wait_seconds",
+        "target.warmup",
         "resources.train_proxy.cpus",
         "resources.score_examples.gpus",
     ],

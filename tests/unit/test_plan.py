@@ -492,6 +492,12 @@ def test_check_numbers_that_fit_pass(sections):
     check_of("tokens", {"rows_kept": 40}, **sections)
 
 
+def test_check_share_of_rejected_rows_is_taken_as_it_is_written():
+    summary = {"rows_in": 100, "rows_rejected": 29, "rows_per_source": {"a": 71}}
+    examples = {"path": "rows.jsonl", "on_bad_row": "reject", "max_rejected": 0.29}
+    check_of("examples", summary, examples=examples)  # in floats 0.29 * 100 is below 29
+
+
 @pytest.mark.parametrize(
     ("examples", "refused"),
     [
