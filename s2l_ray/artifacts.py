@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
@@ -162,6 +163,20 @@ class Artifact:
                 f"{self.uri} holds no {prefix}*.parquet; it was written by another version. Run `s2l gc`."
             )
         return pa.concat_tables([self.read_rows(record, columns=columns) for record in records])
+
+    def read_examples(self, prefix: str, example_ids: Any, columns: list[str] | None = None) -> pa.Table:
+        """Read the rows of some examples, in order of id, a file in memory at a time.
+
+        Args:
+            prefix: as `read_table`.
+            example_ids: int64, the ids; those that are not there are left out.
+            columns: with `example_id` among them; all unless given.
+        """
+        wanted, parts = pa.array(example_ids, pa.int64()), []
+        for record in self.files(prefix):
+            table = self.read_rows(record, columns=columns)
+            parts.append(table.filter(pc.is_in(table.column("example_id"), value_set=wanted)))
+        return pa.concat_tables(parts).sort_by("example_id")
 
     def read_rows(
         self, record: FileRecord, start: int = 0, stop: int | None = None, columns: list[str] | None = None

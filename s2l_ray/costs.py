@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from s2l_ray import schemas
 from s2l_ray.artifacts import Artifact
 
 TRAINING_FLOPS, FORWARD_FLOPS = 6, 2
@@ -96,18 +97,18 @@ def ledger(made: Mapping[str, Artifact], full: Mapping[str, Artifact] | None, *,
     """
     target = _target_work(made)
     if full is not None:
-        return Ledger(list(_selecting(made)), target, _target_work(full), True)
+        return Ledger(_selecting(made), target, _target_work(full), True)
     subset = made["subset"].summary
     growth = subset["rows_pool"] / subset["rows"] if by_epochs else 1.0
     counted = (None if amount is None else amount * growth for amount in (target.tokens, target.flops))
-    return Ledger(list(_selecting(made)), target, Work(TARGET, target.seconds * growth, *counted), False)
+    return Ledger(_selecting(made), target, Work(TARGET, target.seconds * growth, *counted), False)
 
 
 def _selecting(made: Mapping[str, Artifact]) -> list[Work]:
     found = []
     if "proxy" in made:
         proxy, tokens = made["proxy"], made["proxy_tokens"].summary["tokens"]
-        parameters = count_parameters(proxy, f"step={proxy.summary['checkpoint_steps'][-1]:06d}/")
+        parameters = count_parameters(proxy, f"{schemas.step_folder(proxy.summary['checkpoint_steps'][-1])}/")
         epochs = proxy.read_table("checkpoints.parquet", ["epoch"]).column(0).to_pylist()[-1]
         found.append(_work(PROXY, proxy, tokens * epochs, TRAINING_FLOPS * parameters))
         if "trajectories" in made:
@@ -123,7 +124,7 @@ def _selecting(made: Mapping[str, Artifact]) -> list[Work]:
 def _target_work(made: Mapping[str, Artifact]) -> Work:
     target, subset = made["target"], made["subset"].summary
     tokens = subset["target_tokens"] * target.summary["rows_seen"] / max(1, subset["rows"])
-    return _work(TARGET, target, tokens, TRAINING_FLOPS * count_parameters(target, "model/"))
+    return _work(TARGET, target, tokens, TRAINING_FLOPS * count_parameters(target, f"{schemas.MODEL_FOLDER}/"))
 
 
 def _work(name: str, artifact: Artifact, tokens: float | None = None, per_token: float = 0.0) -> Work:

@@ -51,7 +51,7 @@ def trajectory_health(
       below the floor, is here or among the rising: there was nothing left to learn.
     - forgotten: it reached `learned`, but is above it at the last checkpoint.
     - learned early: it first reached `learned` in the first half of the checkpoints (index < T / 2).
-    - learned late: it first reached LEARNED after that.
+    - learned late: it first reached `learned` after that.
 
     Args:
         loss_initial_N: losses before training [nats/token].

@@ -4,7 +4,10 @@ A schema change that a reader could notice raises `SCHEMA_VERSION`, which is par
 Legend: T checkpoints.
 """
 
+from typing import Any
+
 import pyarrow as pa
+from numpy.typing import NDArray
 
 SCHEMA_VERSION = 1
 
@@ -12,11 +15,19 @@ SYNTHETIC_INPUT = "input.jsonl"
 """The embedded corpus as a file of `examples`."""
 MODEL_FOLDER = "model"
 """Where `target` keeps its model."""
+REPORT = "report.html"
+"""The page of a `report`."""
 
 
 def step_folder(step: int) -> str:
     """Return where `proxy` keeps the model of a step."""
     return f"step={step:06d}"
+
+
+def matrix(table: pa.Table, column: str) -> NDArray[Any]:
+    """Return a column of lists of one length as a matrix, a row for each of the table's."""
+    values: NDArray[Any] = table.column(column).combine_chunks().flatten().to_numpy()
+    return values.reshape(len(table), -1)
 
 
 TURN = pa.struct([("role", pa.string()), ("content", pa.string())])

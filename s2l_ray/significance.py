@@ -40,6 +40,11 @@ def higher_is_better(metric: str) -> bool:
     return metric in HIGHER_IS_BETTER
 
 
+def metric_title(metric: str) -> str:
+    """Return a metric as a table heads it, with its unit."""
+    return metric.replace("_", " ") + (" [nats/token]" if metric.endswith("_loss") else "")
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Two settings over the same seeds.

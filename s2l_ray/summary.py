@@ -6,11 +6,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from s2l_ray import schemas
 from s2l_ray.artifacts import MANIFEST, Artifact, Manifest, find_artifact
 from s2l_ray.errors import ConfigError
 from s2l_ray.experiment import Experiment
 from s2l_ray.log import display, duration, redacted
 from s2l_ray.plan import Node, Pipeline
+from s2l_ray.significance import metric_title
 from s2l_ray.storage import Storage
 from s2l_ray.sweep import setting_label
 from s2l_ray.trials import lines
@@ -73,7 +75,7 @@ class RunSummary:
             display.say(f"{ran} of {len(self.pipeline.nodes)} artifacts made in {duration(self.result.seconds)}")
         report = next((found for node, found in self._artifacts() if node.artifact == "report"), None)
         if report is not None:
-            display.say(f"report: {report.uri_of('report.html')}")
+            display.say(f"report: {report.uri_of(schemas.REPORT)}")
         last = self._artifacts()[-1][1]
         display.say(f"next: s2l inspect {last.storage.uri_of(last.manifest.artifact, last.manifest.fingerprint)}")
 
@@ -119,7 +121,7 @@ class SweepSummary:
             "recommended_budget": artifact.summary["recommended_budget"],
             "comparisons": [comparison.sentence for comparison in result.comparisons()],
             "artifact": artifact.uri,
-            "report": self.finished.report.uri_of("report.html"),
+            "report": self.finished.report.uri_of(schemas.REPORT),
         }
 
     def show(self) -> None:
@@ -144,7 +146,7 @@ class SweepSummary:
             f"in {duration(self.finished.seconds)}"
         )
         display.say(f"trials: {artifact.uri_of('trials.parquet')}")
-        display.say(f"report: {self.finished.report.uri_of('report.html')}")
+        display.say(f"report: {self.finished.report.uri_of(schemas.REPORT)}")
         display.say(
             f"next: s2l inspect {artifact.storage.uri_of(artifact.manifest.artifact, artifact.manifest.fingerprint)}"
         )
@@ -169,7 +171,7 @@ def _ancestors(node: Node) -> Iterator[tuple[str, Node]]:
 
 
 def _title(name: str) -> str:
-    return name.replace("_", " ").replace(" seconds", " [s]").replace(" loss", " loss [nats/token]")
+    return metric_title(name).replace(" seconds", " [s]")
 
 
 def _number(name: str, value: float | None) -> str:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from s2l_ray.costs import Ledger, Work
-from s2l_ray.guard import SUSPICIOUS_SHARE
+from s2l_ray.guard import NOT_LEARNED, SUSPICIOUS_SHARE
 from s2l_ray.log import duration
+from s2l_ray.overlap import NGRAM_WORDS
 from s2l_ray.report.blocks import (
     Bar,
     Bars,
@@ -30,7 +31,7 @@ from s2l_ray.report.blocks import (
     Value,
     Warnings,
 )
-from s2l_ray.significance import HIGHER_IS_BETTER, LOWER_IS_BETTER
+from s2l_ray.significance import HIGHER_IS_BETTER, LOWER_IS_BETTER, metric_title
 
 WEAK_CORRELATION = 0.3
 """A rank correlation between proxy and target below this is warned about: the method's known way to fail."""
@@ -142,15 +143,14 @@ def _subtitle(facts: RunFacts) -> str:
     return f"{arms} on {first.rows_pool:,} rows, judged on {facts.rows_held_out:,} held-out rows"
 
 
-def _title(metric: str) -> str:
-    return metric.replace("_", " ") + (" [nats/token]" if metric.endswith("loss") else "")
-
-
 def _outcome(facts: RunFacts) -> Section:
     names = list(dict.fromkeys(name for arm in facts.arms for name in arm.metrics))
     arms = [arm.name for arm in facts.arms]
     texts: list[list[Value]] = [
-        [_title(name), *(_shown(name, arm.metrics[name][0] if name in arm.metrics else None) for arm in facts.arms)]
+        [
+            metric_title(name),
+            *(_shown(name, arm.metrics[name][0] if name in arm.metrics else None) for arm in facts.arms),
+        ]
         for name in names
     ]
     blocks: list[Block] = [Table(["", *arms], texts, numeric=arms)]
@@ -158,8 +158,8 @@ def _outcome(facts: RunFacts) -> Section:
         blocks.append(
             Intervals(
                 [Interval(arm.name, *arm.metrics[metric]) for arm in facts.arms if metric in arm.metrics],
-                _title(metric),
-                caption=f"{_title(metric)}, with 95 % intervals over held-out rows",
+                metric_title(metric),
+                caption=f"{metric_title(metric)}, with 95 % intervals over held-out rows",
             )
         )
     lead = (
@@ -189,7 +189,7 @@ def _warnings_of_data(facts: RunFacts) -> Iterator[str]:
         exact, digits, ngram = (facts.overlap.get(grade, 0) for grade in ("exact", "digit_blind", "ngram"))
         yield (
             f"Of {facts.rows_held_out:,} held-out prompts {exact} stand in the training data word for word, {digits} "
-            f"up to their numbers, and {ngram} share 13 words in a row with it. Scores on them say little."
+            f"up to their numbers, and {ngram} share {NGRAM_WORDS} words in a row with it. Scores on them say little."
         )
     if len(facts.arms) > 1 and not any(arm.method == "random" for arm in facts.arms):
         yield (
@@ -220,7 +220,7 @@ def _warnings_of_arm(arm: ArmFacts) -> Iterator[str]:
 def _warnings_of_clustering(clustering: ClusterFacts) -> Iterator[str]:
     where, found = ", ".join(clustering.arms), clustering.diagnostics
     total = clustering.rows + sum(clustering.set_aside.values())
-    share = clustering.set_aside.get("not learned", 0) / max(1, total)
+    share = clustering.set_aside.get(NOT_LEARNED, 0) / max(1, total)
     if share > SUSPICIOUS_SHARE:
         yield (
             f"{where}: the guard set {share:.0%} of the rows aside; the proxy was trained too little, or the data is "

@@ -19,7 +19,7 @@ from s2l_ray.report.blocks import (
     Value,
     Warnings,
 )
-from s2l_ray.significance import BudgetAdvice
+from s2l_ray.significance import BudgetAdvice, metric_title
 from s2l_ray.sweep import setting_label
 from s2l_ray.trials import BUDGET, Setting, SweepResult, lines
 
@@ -55,13 +55,10 @@ def _outcome(result: SweepResult) -> list[str]:
         verdicts = Counter(comparison.verdict for comparison in comparisons)
         counted = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
         baseline = setting_label(result.sweep.config.baseline)
-        said.append(f"{len(comparisons)} settings against {baseline} in {_metric(result)}: {counted}.")
+        said.append(
+            f"{len(comparisons)} settings against {baseline} in {metric_title(result.sweep.config.metric)}: {counted}."
+        )
     return said
-
-
-def _metric(result: SweepResult) -> str:
-    name = result.sweep.config.metric
-    return name.replace("_", " ") + (" [nats/token]" if name.endswith("loss") else "")
 
 
 def _warnings(result: SweepResult) -> Iterator[str]:
@@ -86,7 +83,7 @@ def _settings(result: SweepResult) -> Section:
         values = [str(setting.values[name]) for name in names]
         rows.append([*values, f"{value:.3f}", interval, len(setting.scores)])
     highlight = [i for i, setting in enumerate(result.settings) if best is not None and setting.label == best.label]
-    columns = [*names, _metric(result), "95 % over seeds", "seeds"]
+    columns = [*names, metric_title(result.sweep.config.metric), "95 % over seeds", "seeds"]
     table = Table(columns, rows, numeric=columns[len(names) :], highlight=highlight)
     return Section("Settings", "Means over seeds, each with its t interval; the best is marked.", [table])
 
@@ -125,7 +122,7 @@ def _budgets(result: SweepResult) -> Iterator[Section]:
             groups.setdefault(label, []).append(setting)
     blocks: list[Block] = [Text(said)]
     if groups:
-        blocks.append(_curve(groups, advice, _metric(result)))
+        blocks.append(_curve(groups, advice, metric_title(result.sweep.config.metric)))
     lead = "The smallest budget whose score is not distinguishable from full data's, or else from the best one's."
     yield Section("Budget", lead, blocks)
 

@@ -141,7 +141,7 @@ def cluster_trajectories(
 
 def _read(inputs: Inputs, config: ClusterConfig, seed: int) -> tuple[Rows, Guarded | None]:
     table = inputs.trajectories.read_table("trajectories-").sort_by("example_id")
-    loss_NT = _matrix(table, "loss")
+    loss_NT = schemas.matrix(table, "loss")
     example_id_N = table.column("example_id").to_numpy()
     kmeans.validate_trajectories(loss_NT, example_id_N)
     hashes = inputs.examples.read_table("examples-", ["example_id", "content_hash"]).sort_by("example_id")
@@ -157,7 +157,9 @@ def _read(inputs: Inputs, config: ClusterConfig, seed: int) -> tuple[Rows, Guard
     if inputs.hidden_states is None:
         feature_NT = loss_NT[:, window_columns(config.window, loss_NT.shape[1])]
     else:
-        feature_NT = _matrix(inputs.hidden_states.read_table("hidden_states-").sort_by("example_id"), "hidden_state")
+        feature_NT = schemas.matrix(
+            inputs.hidden_states.read_table("hidden_states-").sort_by("example_id"), "hidden_state"
+        )
     rows = Rows(example_id_N, draw_N, stratum_N, feature_NT)
     if config.guard is None:
         return rows, None
@@ -165,11 +167,6 @@ def _read(inputs: Inputs, config: ClusterConfig, seed: int) -> tuple[Rows, Guard
     found = set_aside(table.column("loss_initial").to_numpy(), loss_NT, occurrence_N, config.guard)
     _judge_guard(found)
     return rows.where(found.kept_N), Guarded(example_id_N, loss_NT, found)
-
-
-def _matrix(table: pa.Table, column: str) -> NDArray[np.float32]:
-    matrix_NT: NDArray[np.float32] = table.column(column).combine_chunks().flatten().to_numpy().reshape(len(table), -1)
-    return matrix_NT
 
 
 def _judge_guard(found: SetAside) -> None:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from s2l_ray import schemas
@@ -88,7 +87,7 @@ class JudgeHealth:
         """Write one file of health classes."""
         columns = ["example_id", "loss_initial", "loss"]
         table = self.inputs.trajectories.read_rows(shard.record, shard.start, shard.stop, columns)
-        loss_NT, initial_N = _matrix(table), table.column("loss_initial").to_numpy()
+        loss_NT, initial_N = schemas.matrix(table, "loss"), table.column("loss_initial").to_numpy()
         health_N = trajectory_health(initial_N, loss_NT, self.mean_initial, self.learned)
         part = pa.table(
             {
@@ -168,9 +167,9 @@ class RunCheck:
         chosen = sample_clusters(clustered.label_N, clustered.draw_N, self.config.sample)
         wanted = clustered.example_id_N[chosen]
         for artifact in dict.fromkeys((self.inputs.proxy_tokens, self.inputs.target_tokens)):
-            there = _rows_of(artifact, wanted, ["example_id"]).column("example_id").to_numpy()
+            there = artifact.read_examples("tokens-", wanted, ["example_id"]).column("example_id").to_numpy()
             wanted = wanted[np.isin(wanted, there)]
-        rows = TokenRows.from_table(_rows_of(tokens, wanted, list(TokenRows.COLUMNS)))
+        rows = TokenRows.from_table(tokens.read_examples("tokens-", wanted, list(TokenRows.COLUMNS)))
         return rows, clustered.label_N[np.searchsorted(clustered.example_id_N, rows.example_id_N)]
 
     def _similarity(
@@ -178,18 +177,18 @@ class RunCheck:
     ) -> dict[str, Any]:
         device: torch.device = device_and_precision("fp32", self.pool.gpus)[0]
         gradient_MD, exact = example_gradients(
-            model.float().to(device).eval(), rows, pad_id=tokenizer.summary["pad_id"], device=device, seed=self.seed
+            model.float(), rows, pad_id=tokenizer.summary["pad_id"], device=device, seed=self.seed
         )
         found = gradient_similarity(gradient_MD, label_M, self.seed)
         return {"rows": len(rows), "exact": exact, "similarity": None if found is None else asdict(found)}
 
     def _losses(self, example_id_M: NDArray[np.int64], target_M: NDArray[np.float32]) -> pa.Table:
-        proxy = _rows_of(self.inputs.trajectories, example_id_M, ["example_id", "loss"])
+        proxy = self.inputs.trajectories.read_examples("trajectories-", example_id_M, ["example_id", "loss"])
         chosen = self.inputs.subset.read_table("subset.parquet", ["example_id"]).column("example_id").to_numpy()
         columns = {
             "example_id": example_id_M,
             "in_subset": np.isin(example_id_M, chosen),
-            "proxy_loss": _matrix(proxy)[:, -1],
+            "proxy_loss": schemas.matrix(proxy, "loss")[:, -1],
             "target_loss": target_M,
         }
         return pa.table(columns, schema=schemas.PAIRED_LOSSES)
@@ -211,7 +210,9 @@ class ClusteredRows:
 
     def losses(self, trajectories: Artifact, chosen: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the trajectories of some of the rows, float32 [M, T], in the order they are asked for."""
-        by_id = _matrix(_rows_of(trajectories, self.example_id_N[chosen], ["example_id", "loss"]))
+        by_id = schemas.matrix(
+            trajectories.read_examples("trajectories-", self.example_id_N[chosen], ["example_id", "loss"]), "loss"
+        )
         return by_id[np.argsort(np.argsort(chosen))]
 
 
@@ -226,21 +227,6 @@ def clustered_rows(inputs: Inputs, seed: int) -> ClusteredRows:
     all_ids, all_hashes = hashes.column("example_id").to_numpy(), hashes.column("content_hash").to_numpy()
     draw_N = draw_hash(all_hashes, occurrences(all_hashes, all_ids), seed)[np.searchsorted(all_ids, example_id_N)]
     return ClusteredRows(example_id_N, label_N, draw_N)
-
-
-def _rows_of(artifact: Artifact, example_ids: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
-    """Return some rows of an artifact in order of id, a file in memory at a time."""
-    wanted = pa.array(example_ids)
-    parts = []
-    for record in artifact.files(f"{artifact.manifest.artifact}-"):
-        table = artifact.read_rows(record, columns=list(columns))
-        parts.append(table.filter(pc.is_in(table.column("example_id"), value_set=wanted)))
-    return pa.concat_tables(parts).sort_by("example_id")
-
-
-def _matrix(table: pa.Table) -> NDArray[np.float32]:
-    loss_NT: NDArray[np.float32] = table.column("loss").combine_chunks().flatten().to_numpy().reshape(len(table), -1)
-    return loss_NT
 
 
 def _correlation(table: pa.Table) -> dict[str, float | int | None]:
@@ -293,7 +279,7 @@ def _ends(trajectories: Artifact) -> tuple[NDArray[np.float32], NDArray[np.float
     parts = []
     for record in trajectories.files("trajectories-"):
         table = trajectories.read_rows(record, columns=["loss_initial", "loss"])
-        parts.append((table.column("loss_initial").to_numpy(), _matrix(table)[:, -1].copy()))
+        parts.append((table.column("loss_initial").to_numpy(), schemas.matrix(table, "loss")[:, -1].copy()))
     return np.concatenate([initial for initial, _ in parts]), np.concatenate([last for _, last in parts])
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from s2l_ray import schemas
 from s2l_ray.artifacts import Artifact, find_artifact
 from s2l_ray.attempts import begin
 from s2l_ray.config import ResourcesConfig, TrainResources
@@ -290,7 +291,7 @@ def _commit_report(result: SweepResult, trials: Artifact) -> Artifact:
     started = time.monotonic()
     with output.alive():
         return output.commit(
-            [output.write_bytes("report.html", render(sweep_page(result)).encode())],
+            [output.write_bytes(schemas.REPORT, render(sweep_page(result)).encode())],
             config={"settings": settings, "seed": 0},
             inputs={"trials": trials.digest},
             summary={"trials": len(result.outcomes)},

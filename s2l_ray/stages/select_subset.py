@@ -219,8 +219,7 @@ def _score(pool: Pool, method: ScoredMethod, inputs: Inputs) -> NDArray[np.float
         table = table.sort_by("example_id")
         place_N = np.searchsorted(table.column("example_id").to_numpy(), pool.example_id_N)
         initial_N = table.column("loss_initial").to_numpy()[place_N]
-        loss = table.column("loss").combine_chunks()
-        last_N = loss.flatten().to_numpy().reshape(len(table), -1)[place_N, -1]
+        last_N = schemas.matrix(table, "loss")[place_N, -1]
     return selection_score(
         method, loss_initial_N=initial_N, loss_last_N=last_N, response_tokens_N=pool.response_tokens_N
     )
@@ -230,8 +229,7 @@ def _facility_location_rank(pool: Pool, inputs: Inputs, n_wanted: int) -> NDArra
     assert inputs.hidden_states is not None
     table = inputs.hidden_states.read_table("hidden_states-").sort_by("example_id")
     place_N = np.searchsorted(table.column("example_id").to_numpy(), pool.example_id_N)
-    hidden = table.column("hidden_state").combine_chunks()
-    hidden_ND = hidden.flatten().to_numpy().reshape(len(table), -1)[place_N]
+    hidden_ND = schemas.matrix(table, "hidden_state")[place_N]
     with display.progress("facility location", n_wanted, "rows") as progress:
         return facility_location_rank(hidden_ND, pool.draw_N, pool.example_id_N, n_wanted, on_progress=progress.update)
 

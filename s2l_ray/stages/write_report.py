@@ -13,18 +13,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from s2l_ray import schemas
 from s2l_ray.artifacts import Artifact, StageResult
 from s2l_ray.attempts import StagedOutput
 from s2l_ray.config import Config, ResourcesConfig
 from s2l_ray.costs import ledger
 from s2l_ray.diagnostics import HEALTH
+from s2l_ray.guard import DUPLICATE, NOT_LEARNED
 from s2l_ray.partition import window_columns
 from s2l_ray.plan import ReportSettings
 from s2l_ray.report.blocks import ExampleRow, Number, Value
 from s2l_ray.report.html import render
 from s2l_ray.report.run_page import ArmFacts, Centroid, ClusterFacts, Composition, RunFacts, metric_order, run_page
 
-REPORT = "report.html"
 MOST_GROUPS = 20
 """Groups that a composition names; the rest is `other`."""
 LONGEST_TEXT = 4_000
@@ -54,7 +55,7 @@ def write_report(
 ) -> StageResult:
     """Read what there is and write the page."""
     facts = read_facts(inputs, config)
-    record = output.write_bytes(REPORT, render(run_page(facts)).encode())
+    record = output.write_bytes(schemas.REPORT, render(run_page(facts)).encode())
     return StageResult([record], {"arms": list(inputs.arms), "examples": len(facts.examples)})
 
 
@@ -192,7 +193,7 @@ def _clustering(arms: Sequence[str], made: Mapping[str, Artifact], config: Confi
     ]
     steps = np.array(made["proxy"].summary["checkpoint_steps"])
     columns = window_columns(config.cluster.window, len(steps))
-    reasons = ("duplicate", "not learned")
+    reasons = (DUPLICATE, NOT_LEARNED)
     aside = {reason: clusters.summary.get(f"rows_{reason.replace(' ', '_')}") for reason in reasons}
     return ClusterFacts(
         arms=arms,
@@ -223,7 +224,7 @@ def _examples(arms: Mapping[str, Mapping[str, Artifact]], count: int) -> list[Ex
     # An arm that takes every row says nothing of this one.
     choosy = [name for name, m in arms.items() if m["subset"].summary["rows"] < m["subset"].summary["rows_pool"]]
     taken = {name: set(_taken(arms[name]["subset"]).to_pylist()) for name in choosy}
-    rows = {row["example_id"]: row for row in _read_rows(made["examples"], list(chosen)).to_pylist()}
+    rows = {row["example_id"]: row for row in made["examples"].read_examples("examples-", list(chosen)).to_pylist()}
     found = []
     for example_id, why in chosen.items():
         by = [name for name, ids in taken.items() if example_id in ids]
@@ -249,14 +250,6 @@ def _by_rank(made: Mapping[str, Artifact], count: int) -> dict[int, str]:
     table = made["subset"].read_table("subset.parquet", ["example_id", "rank"]).sort_by("rank").slice(0, count)
     ranks = zip(table.column("example_id").to_pylist(), table.column("rank").to_pylist(), strict=True)
     return {example_id: f"rank {rank}" for example_id, rank in ranks}
-
-
-def _read_rows(examples: Artifact, ids: Sequence[int]) -> pa.Table:
-    parts = []
-    for record in examples.files("examples-"):
-        table = examples.read_rows(record)
-        parts.append(table.filter(pc.is_in(table.column("example_id"), value_set=pa.array(ids, pa.int64()))))
-    return pa.concat_tables(parts)
 
 
 def _fields(row: Mapping[str, Any]) -> Iterator[tuple[str, Value]]:
