@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,6 +31,8 @@ HEARTBEAT = "heartbeat.json"
 SCRATCH = "scratch"
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
+BUSY_SECONDS = 2.0
+"""How often an artifact is looked for that another run is making."""
 _PROCESS = uuid.uuid4().hex
 """Tells this process from any other that ever wrote a heartbeat."""
 _ATTEMPT = re.compile(r"attempt-[0-9a-f]{12}")
@@ -54,6 +56,35 @@ def begin(storage: Storage, artifact: str, fingerprint: str) -> "StagedOutput | 
         if _is_claimed(storage, claim):
             return None
     return StagedOutput(storage, artifact, fingerprint, f"attempt-{uuid.uuid4().hex[:12]}")
+
+
+def find_or_make(
+    storage: Storage,
+    artifact: str,
+    fingerprint: str,
+    make: Callable[["StagedOutput"], Artifact],
+    *,
+    on_wait: Callable[[], None] = lambda: None,
+) -> Artifact:
+    """Return an artifact; make it if it is not there.
+
+    Args:
+        make: fills the attempt and commits it.
+        on_wait: called once when another run is at it and has to be waited for.
+    """
+    waited = False
+    while True:
+        known = find_artifact(storage, artifact, fingerprint)
+        if known is not None:
+            return known
+        output = begin(storage, artifact, fingerprint)
+        if output is not None:
+            with output.alive():
+                return make(output)
+        if not waited:
+            on_wait()
+            waited = True
+        time.sleep(BUSY_SECONDS)
 
 
 def orphans(storage: Storage) -> list[tuple[str, ...]]:

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
-from s2l_ray.artifacts import Artifact, find_artifact
-from s2l_ray.attempts import StagedOutput, begin
+from s2l_ray.artifacts import Artifact
+from s2l_ray.attempts import StagedOutput, find_or_make
 from s2l_ray.config import PoolResources, ResourcesConfig, TrainResources
 from s2l_ray.digests import DigestCache
 from s2l_ray.errors import ArtifactError
@@ -21,7 +21,6 @@ from s2l_ray.log import STAGE_THREAD, display, duration
 from s2l_ray.plan import Node, Pipeline, examine
 from s2l_ray.storage import Storage
 
-BUSY_SECONDS = 2.0
 MOST_AT_ONCE = 16
 """Stages side by side at most."""
 
@@ -115,25 +114,21 @@ class Runner:
     def _run_node(self, node: Node) -> Artifact:
         label = self._pipeline.label(node)
         inputs = {name: self.result.artifacts[parent.key] for name, parent in node.inputs.items()}
-        fingerprint = self._fingerprint(node, inputs)
-        waited = False
-        while True:
-            artifact = find_artifact(self._storage, node.artifact, fingerprint)
-            if artifact is not None:
-                return artifact
-            output = begin(self._storage, node.artifact, fingerprint)
-            if output is not None:
-                break
-            if not waited:
-                display.say(f"{label}: another run is at it; waiting")
-                waited = True
-            time.sleep(BUSY_SECONDS)
-        started = time.monotonic()
-        with output.alive():
+
+        def make(output: StagedOutput) -> Artifact:
+            started = time.monotonic()
             artifact = self._execute(node, inputs, output)
-        self.result.ran.append(label)
-        display.say(f"{label}: {duration(time.monotonic() - started)}")
-        return artifact
+            self.result.ran.append(label)
+            display.say(f"{label}: {duration(time.monotonic() - started)}")
+            return artifact
+
+        return find_or_make(
+            self._storage,
+            node.artifact,
+            self._fingerprint(node, inputs),
+            make,
+            on_wait=lambda: display.say(f"{label}: another run is at it; waiting"),
+        )
 
     def _fingerprint(self, node: Node, inputs: Mapping[str, Artifact]) -> str:
         outside = None

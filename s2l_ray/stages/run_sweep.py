@@ -15,8 +15,8 @@ from typing import Any
 import pyarrow as pa
 
 from s2l_ray import schemas
-from s2l_ray.artifacts import Artifact, find_artifact
-from s2l_ray.attempts import begin
+from s2l_ray.artifacts import Artifact
+from s2l_ray.attempts import StagedOutput, find_or_make
 from s2l_ray.config import ResourcesConfig, TrainResources
 from s2l_ray.digests import DigestCache
 from s2l_ray.errors import S2LError, StageFailed
@@ -250,12 +250,8 @@ def _commit(result: SweepResult, pipelines: Mapping[str, Pipeline], storage: Sto
         "failed": [o.trial.name for o in result.outcomes if o.status == "failed"],
     }
     node = Node("trials", "run_sweep", None, settings, inputs)
-    fingerprint = node.fingerprint(digests, None)
-    known = find_artifact(storage, "trials", fingerprint)
-    output = None if known is not None else begin(storage, "trials", fingerprint)
-    if output is None:
-        return known or _commit(result, pipelines, storage, seconds)
-    with output.alive():
+
+    def make(output: StagedOutput) -> Artifact:
         table = result.table()
         comparisons = pa.Table.from_pylist([asdict(c) | {"verdict": c.verdict} for c in result.all_comparisons()])
         records = [output.write_parquet("trials.parquet", [table], table.schema)]
@@ -279,17 +275,16 @@ def _commit(result: SweepResult, pipelines: Mapping[str, Pipeline], storage: Sto
             },
         )
 
+    return find_or_make(storage, "trials", node.fingerprint(digests, None), make)
+
 
 def _commit_report(result: SweepResult, trials: Artifact) -> Artifact:
     """Write the page; it holds nothing but what `trials` holds, and the file of the sweep."""
     settings = {"name": result.sweep.name, "text": result.sweep.text}
     fingerprint = Node("report", "write_report", None, settings, {}).fingerprint({"trials": trials.digest}, None)
-    known = find_artifact(trials.storage, "report", fingerprint)
-    output = None if known is not None else begin(trials.storage, "report", fingerprint)
-    if output is None:
-        return known or _commit_report(result, trials)
-    started = time.monotonic()
-    with output.alive():
+
+    def make(output: StagedOutput) -> Artifact:
+        started = time.monotonic()
         return output.commit(
             [output.write_bytes(schemas.REPORT, render(sweep_page(result)).encode())],
             config={"settings": settings, "seed": 0},
@@ -297,6 +292,8 @@ def _commit_report(result: SweepResult, trials: Artifact) -> Artifact:
             summary={"trials": len(result.outcomes)},
             run={"seconds": round(time.monotonic() - started, 3), "versions": versions(), "resources": {}},
         )
+
+    return find_or_make(trials.storage, "report", fingerprint, make)
 
 
 def _resources(resources: ResourcesConfig) -> dict[str, Any]:
