@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from s2l_ray.artifacts import Artifact
 from s2l_ray.config import FreshModel, ModelConfig
 from s2l_ray.errors import ConfigError
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 WEIGHTS = "model.safetensors"
+FETCHED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+"""Files of a model on the hub that are of use here; code only where it may run."""
 
 
 def is_pretrained(config: ModelConfig) -> bool:
@@ -75,7 +78,7 @@ def pretrained_folder(config: ModelConfig, key: str) -> Path:
         found = snapshot_download(
             config.model,
             revision=config.revision,
-            allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"],
+            allow_patterns=[*FETCHED, *(["*.py"] if config.trust_remote_code else [])],
         )
     except GatedRepoError as error:
         raise ConfigError(
@@ -240,12 +243,23 @@ def _is_causal(model: "PreTrainedModel") -> bool:
     return bool(torch.allclose(first_LV, second_LV, rtol=1e-3, atol=1e-4, equal_nan=True))
 
 
-def load_model(folder: Path) -> "PreTrainedModel":
-    """Load a model that this project saved, in float32."""
+def load_model(artifact: Artifact, path: str) -> "PreTrainedModel":
+    """Load a model that this project trained, in float32 and ready to be asked.
+
+    Args:
+        artifact: a `proxy` or a `target`. Code that came with its model runs where its training was allowed to run it.
+        path: the model's folder in it.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+    with artifact.local_folder(path) as folder:
+        return AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=artifact.summary.get("trust_remote_code", False),
+        ).eval()
 
 
 def save_model(model: "PreTrainedModel", weights: Mapping[str, "torch.Tensor"], folder: Path) -> None:

@@ -143,17 +143,15 @@ class RunCheck:
         }
 
     def _proxy(self, piece: Piece) -> Receipt:
-        with self.inputs.proxy.local_folder(schemas.step_folder(piece.step)) as folder:
-            model = load_model(folder)
+        model = load_model(self.inputs.proxy, schemas.step_folder(piece.step))
         rows, label_M = self._sample(self.inputs.proxy_tokens)
         return [], self._similarity(model, rows, label_M, self.inputs.proxy_tokenizer)
 
     def _target(self) -> Receipt:
-        with self.inputs.target.local_folder(schemas.MODEL_FOLDER) as folder:
-            model = load_model(folder)
+        model = load_model(self.inputs.target, schemas.MODEL_FOLDER)
         rows, label_M = self._sample(self.inputs.target_tokens)
         device, bf16 = device_and_precision(self.config.target_precision, self.pool.gpus)
-        module = response_loss_module(model.to(device).eval())
+        module = response_loss_module(model.to(device))
         pad_id = self.inputs.target_tokenizer.summary["pad_id"]
         target_M = mean_losses(module, rows, batch_tokens=BATCH_TOKENS, pad_id=pad_id, device=device, bf16=bf16)
         table = self._losses(rows.example_id_N, target_M)

@@ -70,8 +70,7 @@ class EmbedShard:
 @lru_cache(maxsize=1)
 def _loaded(proxy: Artifact, device: "torch.device") -> "PreTrainedModel":
     last = schemas.step_folder(proxy.summary["checkpoint_steps"][-1])
-    with proxy.local_folder(last) as folder:
-        return load_model(folder).to(device).eval()
+    return load_model(proxy, last).to(device)
 
 
 def embed_examples(

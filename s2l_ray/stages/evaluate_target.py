@@ -121,8 +121,7 @@ def _token_rows(tokens: Artifact) -> TokenRows:
 
 @lru_cache(maxsize=1)
 def _loaded(target: Artifact, device: "torch.device") -> "PreTrainedModel":
-    with target.local_folder(schemas.MODEL_FOLDER) as folder:
-        return load_model(folder).to(device).eval()
+    return load_model(target, schemas.MODEL_FOLDER).to(device)
 
 
 def evaluate_target(

@@ -83,5 +83,11 @@ def finetune_target(
     records += output.add_artifact(inputs.tokenizer, schemas.MODEL_FOLDER)
     return StageResult(
         records,
-        {"steps": total_steps, "rows": n_rows, "rows_seen": total_rows, "final_loss": kept[-1]["mean_loss"]},
+        {
+            "steps": total_steps,
+            "rows": n_rows,
+            "rows_seen": total_rows,
+            "final_loss": kept[-1]["mean_loss"],
+            "trust_remote_code": model.trust_remote_code,
+        },
     )

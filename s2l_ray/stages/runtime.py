@@ -6,6 +6,7 @@ Everything that is peculiar to Ray stands here; the stages say what is to be don
 import json
 import logging
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -66,6 +67,7 @@ def connect(resources: ResourcesConfig) -> bool:
     if not verbose:
         quieten()
     options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": verbose}
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         if address:
             ray.init(address=address, **options)
@@ -74,6 +76,9 @@ def connect(resources: ResourcesConfig) -> bool:
             # Idle workers are kept for the next stage: what they have imported took seconds.
             system = {"num_workers_soft_limit": 4 * (os.cpu_count() or 1)}
             ray.init(address="local", include_dashboard=False, _system_config=system, **options)
+    except SystemExit as error:
+        # While it starts, Ray answers SIGTERM in its own way.
+        raise KeyboardInterrupt("interrupted by SIGTERM") from error
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ConfigError(
             f"no Ray cluster answers at {address or 'this machine'}: {error}. "
@@ -84,6 +89,9 @@ def connect(resources: ResourcesConfig) -> bool:
         raise StageFailed(
             f"Ray did not start: {error} Run the same command again when the machine is less busy."
         ) from error
+    if threading.current_thread() is threading.main_thread():
+        # Ray leaves a handler of its own behind, which prints a stack and dies.
+        signal.signal(signal.SIGTERM, on_sigterm)
     check_capacity(resources)
     return True
 

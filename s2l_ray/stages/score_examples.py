@@ -95,11 +95,7 @@ class ScoreShard:
 @lru_cache(maxsize=1)
 def _loaded(proxy: Artifact, steps: tuple[int, ...], device: "torch.device") -> "list[torch.nn.Module]":
     """Hold the models of some checkpoints: a worker process loads them once for all of its shards."""
-    modules = []
-    for step in steps:
-        with proxy.local_folder(schemas.step_folder(step)) as folder:
-            modules.append(response_loss_module(load_model(folder).to(device).eval()))
-    return modules
+    return [response_loss_module(load_model(proxy, schemas.step_folder(step)).to(device)) for step in steps]
 
 
 def _table(tokens: pa.Table, loss_NT: NDArray[np.float32], schema: pa.Schema) -> pa.Table:

@@ -72,5 +72,10 @@ def train_proxy(
     ]
     table = pa.Table.from_pylist(rows, schema=schemas.CHECKPOINTS)
     records.append(output.write_parquet("checkpoints.parquet", [table], schemas.CHECKPOINTS))
-    summary = {"steps": total_steps, "checkpoint_steps": list(steps), "final_loss": kept[-1]["mean_loss"]}
+    summary = {
+        "steps": total_steps,
+        "checkpoint_steps": list(steps),
+        "final_loss": kept[-1]["mean_loss"],
+        "trust_remote_code": model.trust_remote_code,
+    }
     return StageResult(records, summary)

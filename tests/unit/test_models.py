@@ -18,6 +18,7 @@ from s2l_ray.models import (
     pretrained_folder,
     save_model,
 )
+from s2l_ray.storage import Storage
 from tests.unit import tiny
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
@@ -52,6 +53,12 @@ def folder(tmp_path):
 
 def equal(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def committed(folder, storage, **summary):
+    """A model folder as the artifact that training would make of it."""
+    output = tiny.begun(Storage(str(storage)), "target")
+    return tiny.commit(output, output.add_folder(folder, "model"), summary=summary)
 
 
 # Fresh models
@@ -107,12 +114,37 @@ def test_save_model_writes_the_given_weights_and_from_pretrained_loads_them(tmp_
     copies = {name: tensor.clone() for name, tensor in other.state_dict().items()}
     for name, weights in (("shared", other.state_dict()), ("copied", copies)):
         save_model(model, weights, tmp_path / name)
-        for loaded in (AutoModelForCausalLM.from_pretrained(tmp_path / name), load_model(tmp_path / name)):
+        artifact = committed(tmp_path / name, tmp_path / f"{name}-storage")
+        for loaded in (AutoModelForCausalLM.from_pretrained(tmp_path / name), load_model(artifact, "model")):
             assert equal(loaded.state_dict(), other.state_dict())
             head, embedding = loaded.get_output_embeddings().weight, loaded.get_input_embeddings().weight
             assert (head.data_ptr() == embedding.data_ptr()) == tied
         assert [file.suffix for file in (tmp_path / name).glob("*model*")] == [".safetensors"]
     assert equal(load(tmp_path / "shared").state_dict(), other.state_dict())
+
+
+def test_code_of_a_model_runs_where_its_training_was_allowed_to_run_it_and_nowhere_else(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    source = tmp_path / "source"
+    tiny.model("llama").save_pretrained(source)
+    (source / "own.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n\n\n"
+        "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n\n\n"
+        "class OwnForCausalLM(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    )
+    settings = json.loads((source / "config.json").read_text())
+    settings |= {"model_type": "own", "architectures": ["OwnForCausalLM"]}
+    settings["auto_map"] = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
+    (source / "config.json").write_text(json.dumps(settings))
+    refused(lambda: load(source), "target.model", "source")
+    config = ModelConfig(model=str(source), trust_remote_code=True, revision="0" * 40)
+    trained = build_model(config, key="target", vocab_size=40, max_tokens=16, eos_id=1, seed=0)
+    assert type(trained).__name__ == "OwnForCausalLM"
+    save_model(trained, trained.state_dict(), tmp_path / "trained")
+    allowed = committed(tmp_path / "trained", tmp_path / "allowed", trust_remote_code=True)
+    assert equal(load_model(allowed, "model").state_dict(), trained.state_dict())
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        load_model(committed(tmp_path / "trained", tmp_path / "other"), "model")
 
 
 def test_is_pretrained_by_kind_of_model():
