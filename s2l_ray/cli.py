@@ -106,7 +106,8 @@ def _overrides(options: argparse.Namespace) -> list[str]:
 
 def _plan(options: argparse.Namespace) -> Document:
     from s2l_ray.digests import DigestCache
-    from s2l_ray.plan import build_pipeline, examine
+    from s2l_ray.graph import examine
+    from s2l_ray.plan import build_pipeline
     from s2l_ray.storage import Storage
     from s2l_ray.sweep import lay_out
 
@@ -168,7 +169,8 @@ def _sweep(options: argparse.Namespace, run_missing: bool = True) -> Document:
 
 def _report(options: argparse.Namespace) -> Document:
     from s2l_ray.digests import DigestCache
-    from s2l_ray.plan import build_pipeline, examine
+    from s2l_ray.graph import examine
+    from s2l_ray.plan import build_pipeline
     from s2l_ray.storage import Storage
 
     sparse = load_sparse(options.config, _overrides(options))

@@ -1,20 +1,16 @@
-"""The plan: which stage writes which artifact from which, for all arms, and what of it exists already.
+"""The plan: the graph of an experiment. What each stage is to do, from which artifacts, for all arms.
 
 Neither torch nor ray is imported here, and no input is read: `s2l plan` answers within a second. Arms share every
-node that comes before their first difference. A fingerprint follows from the digests of a node's inputs, so it is
-known only once they exist; until then a node "will run".
+node that comes before their first difference.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from s2l_ray import schemas
-from s2l_ray.artifacts import Artifact, find_artifact, hash_of
+from s2l_ray.artifacts import Artifact
 from s2l_ray.config import (
     ClusterConfig,
     Config,
@@ -29,32 +25,12 @@ from s2l_ray.config import (
     TokensConfig,
     derive_seed,
 )
-from s2l_ray.digests import DigestCache, OutsideFile, model_files
+from s2l_ray.digests import OutsideFile, model_files
 from s2l_ray.errors import ConfigError, DataError
 from s2l_ray.experiment import Experiment
+from s2l_ray.graph import STAGES, Check, Node, Outside, Pipeline
 from s2l_ray.inputs import InputFile, find_inputs
 from s2l_ray.models import is_pretrained, pinned, pretrained_folder
-from s2l_ray.storage import Storage
-
-STAGES = {
-    "prepare_examples": 2,
-    "measure_overlap": 1,
-    "prepare_tokenizer": 1,
-    "tokenize_examples": 2,
-    "train_proxy": 1,
-    "score_examples": 1,
-    "embed_examples": 1,
-    "cluster_trajectories": 1,
-    "select_subset": 1,
-    "finetune_target": 1,
-    "evaluate_target": 1,
-    "compare_arms": 1,
-    "diagnose_selection": 1,
-    "write_report": 1,
-    "run_sweep": 1,
-}
-"""The stages in order, each with its code epoch: raised by hand when a stage's bytes change for equal settings."""
-
 
 ModelT = TypeVar("ModelT", bound=ModelConfig)
 
@@ -160,134 +136,6 @@ class ReportSettings:
     """The experiment as a file that would run again."""
 
 
-@dataclass(frozen=True)
-class Outside:
-    """Something a node reads that is no artifact."""
-
-    label: str
-    files: tuple[OutsideFile, ...]
-    facts: Mapping[str, str | None] = field(default_factory=dict)
-    """What else decides the content; a fact that is None is not known yet."""
-
-    @property
-    def is_unfetched(self) -> bool:
-        """Whether it has to be fetched before anything can be said of it."""
-        return None in self.facts.values()
-
-
-@dataclass(frozen=True)
-class Node:
-    """One artifact to be: the stage that writes it, with what, from what."""
-
-    artifact: str
-    stage: str
-    config: Any
-    """What the stage function gets."""
-    settings: Mapping[str, Any]
-    """The part of it that changes the bytes."""
-    inputs: Mapping[str, "Node"]
-    seed: int = 0
-    outside: Outside | None = None
-
-    @cached_property
-    def key(self) -> str:
-        """Equal for nodes that would compute the same thing."""
-        outside = [f.key for f in self.outside.files] + [dict(self.outside.facts)] if self.outside else []
-        inputs = {name: node.key for name, node in self.inputs.items()}
-        return hash_of([self.artifact, self.stage, self.settings, self.seed, outside, inputs])
-
-    def fingerprint(self, inputs: Mapping[str, str], outside: str | None) -> str:
-        """Return the address of the artifact, given the digests of what it is made from."""
-        return hash_of(
-            {
-                "artifact": self.artifact,
-                "schema": schemas.SCHEMA_VERSION,
-                "stage": self.stage,
-                "epoch": STAGES[self.stage],
-                "settings": self.settings,
-                "seed": self.seed,
-                "inputs": dict(inputs),
-                "outside": outside,
-            }
-        )[:32]
-
-
-@dataclass(frozen=True)
-class Pipeline:
-    """The nodes of an experiment, each after its inputs, shared ones once."""
-
-    nodes: tuple[Node, ...]
-    arms: Mapping[str, tuple[str, ...]]
-    """Node key -> the arms that need it, where not all of them do."""
-    checks: Mapping[str, tuple["Check", ...]]
-    """Node key -> what its artifact must hold for later, dearer stages to be worth starting."""
-
-    def label(self, node: Node) -> str:
-        """Return how a node is called in front of the user: no two of a pipeline are called the same."""
-        return self._labels[node.key]
-
-    @cached_property
-    def _labels(self) -> dict[str, str]:
-        labels: dict[str, str] = {}
-        times: Counter[str] = Counter()
-        for node in self.nodes:
-            arms = self.arms.get(node.key)
-            held_out = node.artifact == "tokens" and node.inputs["examples"].artifact == "eval_examples"
-            name = "eval_tokens" if held_out else node.artifact
-            label = f"{name} [{', '.join(arms)}]" if arms else name
-            times[label] += 1
-            labels[node.key] = label if times[label] == 1 else f"{label} #{times[label]}"
-        return labels
-
-    def until(self, stage: str) -> "Pipeline":
-        """Return the part that a stage needs, the stage included.
-
-        Raises:
-            ConfigError: there is no such stage, or no arm needs it.
-        """
-        if stage not in STAGES:
-            raise ConfigError(f"unknown stage {stage!r}. Expected one of {', '.join(STAGES)}.")
-        wanted = {node.key for node in self.nodes if node.stage == stage}
-        if not wanted:
-            used = dict.fromkeys(node.stage for node in self.nodes)
-            raise ConfigError(
-                f"no arm of this experiment needs the stage {stage!r}. Expected one of {', '.join(used)}, "
-                "or another `select.method`."
-            )
-        order = list(STAGES)
-        for node in reversed(self.nodes):
-            # Nothing is made of the overlap, but it is to be known before anything dear is.
-            if node.stage == "measure_overlap" and order.index(stage) > order.index(node.stage):
-                wanted.add(node.key)
-            if node.key in wanted:
-                wanted.update(parent.key for parent in node.inputs.values())
-        return Pipeline(tuple(node for node in self.nodes if node.key in wanted), self.arms, self.checks)
-
-    @staticmethod
-    def before(stage: str, pipelines: "Iterable[Pipeline]") -> "Pipeline":
-        """Return what several pipelines need before a stage, shared nodes once."""
-        order = list(STAGES)
-        nodes: dict[str, Node] = {}
-        checks: dict[str, list[Check]] = {}
-        for pipeline in pipelines:
-            for node in pipeline.nodes:
-                if order.index(node.stage) < order.index(stage):
-                    nodes.setdefault(node.key, node)
-                    checks.setdefault(node.key, []).extend(pipeline.checks.get(node.key, ()))
-        ordered = sorted(nodes.values(), key=lambda node: order.index(node.stage))
-        return Pipeline(tuple(ordered), {}, {key: tuple(found) for key, found in checks.items()})
-
-
-@dataclass(frozen=True)
-class NodeState:
-    """What is known about a node before anything runs."""
-
-    node: Node
-    fingerprint: str | None
-    artifact: Artifact | None
-    why: str
-
-
 InputListing = dict[Any, tuple[InputFile, ...]]
 """Config path of an input -> the files that were found there."""
 
@@ -324,7 +172,7 @@ def build_pipeline(experiment: Experiment, files: InputListing | None = None, *,
             if name in REPORTED:
                 reported[f"{name}/{arm}"] = node
             if name in ("examples", "proxy_tokens"):
-                checks.setdefault(node.key, []).append(Check(config))
+                checks.setdefault(node.key, []).append(Needs(config))
     comparison = Node(
         artifact="comparison",
         stage="compare_arms",
@@ -363,7 +211,7 @@ def check_rejected(examples: ExamplesConfig, rows_rejected: int, rows_in: int) -
 
 
 @dataclass(frozen=True)
-class Check:
+class Needs:
     """What one arm needs of the rows, said as soon as they are counted and not after hours of training."""
 
     config: Config
@@ -652,31 +500,3 @@ def _model_outside(model: ModelConfig, key: str) -> Outside | None:
     if folder.is_dir():
         return Outside(str(folder), model_files(folder))
     return Outside(f"{key}.model {model.model}", (), {"model": model.model, "revision": model.revision})
-
-
-def examine(pipeline: Pipeline, storage: Storage, digests: DigestCache) -> Iterator[NodeState]:
-    """Say of every node whether it exists, and if not, why it will run."""
-    known: dict[str, NodeState] = {}
-    for node in pipeline.nodes:
-        known[node.key] = state = _examine_node(node, known, storage, digests)
-        yield state
-
-
-def _examine_node(node: Node, known: Mapping[str, NodeState], storage: Storage, digests: DigestCache) -> NodeState:
-    parents = {name: known[parent.key] for name, parent in node.inputs.items()}
-    waiting = [name for name, parent in parents.items() if parent.artifact is None]
-    if waiting:
-        return NodeState(node, None, None, f"after {', '.join(dict.fromkeys(n.split('/')[0] for n in waiting))}")
-    outside = None
-    if node.outside is not None:
-        if node.outside.is_unfetched:
-            return NodeState(node, None, None, f"not on this machine yet: {node.outside.label}")
-        outside = digests.known(node.outside.files, node.outside.facts)
-        if outside is None:
-            return NodeState(node, None, None, f"input not yet hashed: {node.outside.label}")
-    inputs = {name: parent.artifact.digest for name, parent in parents.items() if parent.artifact is not None}
-    fingerprint = node.fingerprint(inputs, outside)
-    artifact = find_artifact(storage, node.artifact, fingerprint)
-    if artifact is not None:
-        return NodeState(node, fingerprint, artifact, "cached")
-    return NodeState(node, fingerprint, None, "no artifact of these settings and inputs")

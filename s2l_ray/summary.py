@@ -10,8 +10,8 @@ from s2l_ray import schemas
 from s2l_ray.artifacts import MANIFEST, Artifact, Manifest, find_artifact
 from s2l_ray.errors import ConfigError
 from s2l_ray.experiment import Experiment
+from s2l_ray.graph import Node, Pipeline
 from s2l_ray.log import display, duration, redacted
-from s2l_ray.plan import Node, Pipeline
 from s2l_ray.significance import metric_title
 from s2l_ray.storage import Storage
 from s2l_ray.sweep import setting_label

@@ -17,8 +17,8 @@ from s2l_ray.attempts import StagedOutput, find_or_make
 from s2l_ray.config import PoolResources, ResourcesConfig, TrainResources
 from s2l_ray.digests import DigestCache
 from s2l_ray.errors import ArtifactError
+from s2l_ray.graph import Node, Pipeline, examine
 from s2l_ray.log import STAGE_THREAD, display, duration
-from s2l_ray.plan import Node, Pipeline, examine
 from s2l_ray.storage import Storage
 
 MOST_AT_ONCE = 16

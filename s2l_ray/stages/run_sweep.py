@@ -20,8 +20,9 @@ from s2l_ray.attempts import StagedOutput, find_or_make
 from s2l_ray.config import ResourcesConfig, TrainResources
 from s2l_ray.digests import DigestCache
 from s2l_ray.errors import S2LError, StageFailed
+from s2l_ray.graph import Node, Pipeline, examine
 from s2l_ray.log import Task, display
-from s2l_ray.plan import InputListing, Node, Pipeline, build_pipeline, examine
+from s2l_ray.plan import InputListing, build_pipeline
 from s2l_ray.report.html import render
 from s2l_ray.report.sweep_page import sweep_page
 from s2l_ray.significance import higher_is_better

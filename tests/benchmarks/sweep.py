@@ -5,8 +5,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from s2l_ray.digests import DigestCache
+from s2l_ray.graph import STAGES, Pipeline, examine
 from s2l_ray.log import display
-from s2l_ray.plan import STAGES, Pipeline, build_pipeline, examine
+from s2l_ray.plan import build_pipeline
 from s2l_ray.stages import runtime
 from s2l_ray.stages.run import Runner
 from s2l_ray.stages.run_sweep import run_sweep

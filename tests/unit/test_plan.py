@@ -15,7 +15,8 @@ from s2l_ray.config import Config
 from s2l_ray.digests import DigestCache
 from s2l_ray.errors import ConfigError, DataError, S2LError
 from s2l_ray.experiment import Experiment, experiment_of, load_experiment, parse_sparse
-from s2l_ray.plan import STAGES, Check, Node, Pipeline, build_pipeline, examine
+from s2l_ray.graph import STAGES, Node, Pipeline, examine
+from s2l_ray.plan import Needs, build_pipeline
 from s2l_ray.storage import Storage
 from s2l_ray.strict_yaml import parse_yaml
 from s2l_ray.sweep import load_sweep
@@ -450,7 +451,7 @@ CLEAN = {"rows_in": 8, "rows_rejected": 0}
 
 def check_of(artifact: str, summary: dict, **sections):
     found = Artifact(Storage("/nowhere"), Manifest(artifact, "f", {}, {}, (), summary, {"attempt": "a"}))
-    Check(Config.model_validate({**ROWS, **sections}))(found)
+    Needs(Config.model_validate({**ROWS, **sections}))(found)
 
 
 @pytest.mark.parametrize(

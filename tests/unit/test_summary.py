@@ -14,8 +14,9 @@ from s2l_ray.attempts import begin
 from s2l_ray.digests import DigestCache
 from s2l_ray.errors import ArtifactError, ConfigError
 from s2l_ray.experiment import experiment_of, parse_sparse
+from s2l_ray.graph import examine
 from s2l_ray.log import redacted
-from s2l_ray.plan import build_pipeline, examine
+from s2l_ray.plan import build_pipeline
 from s2l_ray.storage import Storage
 from s2l_ray.summary import RunSummary, inspect_folder
 
