@@ -152,7 +152,7 @@ def held_out(content_hash_N: npt.NDArray[np.int64], share: float) -> npt.NDArray
     """Decide which examples are held out, by their content alone.
 
     Equal contents fall on the same side, the order of files and rows is of no matter, and a larger share holds out
-    all of a smaller one. Independent of the draw of `sampling.draw_hash`.
+    all of a smaller one. Independent of the draw of `draws.draw_hash`.
 
     Args:
         content_hash_N: from `content_hash`.

@@ -106,7 +106,7 @@ def facility_location_rank(
 
     Args:
         hidden_ND: finite, not all zero in any row.
-        draw_N: from `sampling.draw_hash`; orders the rows that the greedy rule did not reach.
+        draw_N: from `draws.draw_hash`; orders the rows that the greedy rule did not reach.
         tie_N: unique integers.
         n_greedy: rows to rank by their gains, 0 to N.
         on_progress: called with the number of rows taken.

@@ -97,7 +97,7 @@ def set_aside(
     Args:
         loss_initial_N: losses before training [nats/token].
         loss_NT: losses at the checkpoints, T at least 2 [nats/token].
-        occurrence_N: from `sampling.occurrences`: 0 for the first row of a content, which is the one that is kept.
+        occurrence_N: from `draws.occurrences`: 0 for the first row of a content, which is the one that is kept.
         threshold: rows with a ratio of at least this are set aside.
 
     Raises:

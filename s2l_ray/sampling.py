@@ -6,7 +6,7 @@ that fits, and a top-up the next rows.
 
 A selector returns `rank`, int64 [N], a permutation of 0..N-1 aligned with its inputs; 0 is taken first. One
 that scores rows is `score_rank`; any other is `rank_by` with the right keys. All take `draw_N`, the
-pseudo-random number of each row from `draw_hash`, and `tie_N`, unique integers (`example_id`) for the one
+pseudo-random number of each row from `draws.draw_hash`, and `tie_N`, unique integers (`example_id`) for the one
 case in 2**64 that two draws are equal. Nothing here depends on the order of the input rows.
 
 Shape suffixes: N examples, K clusters.
@@ -23,9 +23,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from s2l_ray.draws import IntArray, position_in_group
 from s2l_ray.errors import ConfigError, DataError
 
-IntArray = npt.NDArray[np.integer[Any]]
 Rank = npt.NDArray[np.int64]
 Labels = npt.NDArray[Any]
 
@@ -33,60 +33,6 @@ OFFICIAL_SET_ASIDE_SIZE = 2
 """The authors' code sets clusters of this size [rows] or less aside and fills with them what is left."""
 
 _KEY_TIE = 1e-12  # relative; far above the rounding of a key (3e-16), far below 1 / (rows of a cluster)
-
-
-def occurrences(content_hash_N: IntArray, example_id_N: IntArray) -> npt.NDArray[np.int64]:
-    """Number the copies of equal content, so that they get different draws.
-
-    Args:
-        content_hash_N: 64-bit hash of each row's content.
-        example_id_N: unique ids; copies are numbered in their order.
-
-    Returns:
-        int64 [N]: 0 for the first row of a content, 1 for its second copy, and so on.
-    """
-    return _position_in_group(content_hash_N, (example_id_N,))
-
-
-def draw_hash(content_hash_N: IntArray, occurrence_N: IntArray, seed: int) -> npt.NDArray[np.uint64]:
-    """Draw one pseudo-random number per row, a function of (seed, content, occurrence) and of nothing else.
-
-    Renaming, splitting or reordering the input files therefore does not change which contents are drawn, and
-    adding rows of other content changes no draw. Integer arithmetic modulo 2**64: the same on every platform.
-    For one seed and occurrence, different contents never collide (each round is a bijection).
-
-    Args:
-        content_hash_N: 64-bit hash of each row's content, signed or unsigned.
-        occurrence_N: from `occurrences`.
-        seed: any integer, taken modulo 2**64.
-
-    Returns:
-        uint64 [N].
-
-    Source:
-        The finaliser of SplitMix64 (Steele, Lea and Flood 2014).
-    """
-    with np.errstate(over="ignore"):
-        state = _mix(np.array([seed % 2**64], dtype=np.uint64) + _GOLDEN)
-        state = _mix((state ^ _as_uint64(content_hash_N)) + _GOLDEN)
-        return _mix(state + _as_uint64(occurrence_N) * _GOLDEN)
-
-
-_GOLDEN = np.uint64(0x9E37_79B9_7F4A_7C15)
-_MIX_1 = np.uint64(0xBF58_476D_1CE4_E5B9)
-_MIX_2 = np.uint64(0x94D0_49BB_1331_11EB)
-
-
-def _mix(z: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    z = (z ^ (z >> np.uint64(30))) * _MIX_1
-    z = (z ^ (z >> np.uint64(27))) * _MIX_2
-    return z ^ (z >> np.uint64(31))
-
-
-def _as_uint64(value_N: IntArray) -> npt.NDArray[np.uint64]:
-    if not np.issubdtype(value_N.dtype, np.integer):
-        raise TypeError(f"draw_hash needs integer arrays, got {value_N.dtype}.")
-    return value_N.astype(np.uint64)  # two's complement for negative values, on every platform
 
 
 def rank_by(*key_N: npt.NDArray[Any]) -> Rank:
@@ -262,7 +208,7 @@ def balanced_rank(cluster_N: Labels, draw_N: IntArray, tie_N: IntArray, exponent
             "in proportion to the size of a cluster). Set select.quota_exponent accordingly."
         )
     _, cluster_code_N, size_K = np.unique(cluster_N, return_inverse=True, return_counts=True)
-    position_N = _position_in_group(cluster_code_N, (draw_N, tie_N))
+    position_N = position_in_group(cluster_code_N, (draw_N, tie_N))
     key_N = _level(position_N, size_K[cluster_code_N], exponent)
     return rank_by(key_N, -size_K[cluster_code_N], -cluster_code_N, position_N)
 
@@ -291,7 +237,7 @@ def official_rank(source_N: Labels, cluster_N: IntArray, draw_N: IntArray, tie_N
     _, source_code_N = np.unique(source_N, return_inverse=True)
     cluster_code_N = cluster_keys(source_code_N, cluster_N)
     size_N = np.bincount(cluster_code_N)[cluster_code_N]
-    position_N = _position_in_group(cluster_code_N, (draw_N, tie_N))
+    position_N = position_in_group(cluster_code_N, (draw_N, tie_N))
     aside_N = size_N <= OFFICIAL_SET_ASIDE_SIZE
 
     def among_large(key_N: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -333,18 +279,6 @@ def quotas(size_K: IntArray, budget: int) -> npt.NDArray[np.int64]:
         quota_K[k] = min(left // (len(size_K) - visited), int(size_K[k]))
         left -= int(quota_K[k])
     return quota_K
-
-
-def _position_in_group(group_N: npt.NDArray[Any], key_N: tuple[npt.NDArray[Any], ...]) -> npt.NDArray[np.int64]:
-    """Number the rows of each group from 0 in the order of the keys, most significant first."""
-    order_N = np.lexsort((*key_N[::-1], group_N))
-    sorted_group_N = group_N[order_N]
-    index_N = np.arange(len(order_N))
-    starts_N = np.ones(len(order_N), dtype=bool)
-    starts_N[1:] = sorted_group_N[1:] != sorted_group_N[:-1]
-    position_N = np.empty(len(order_N), dtype=np.int64)
-    position_N[order_N] = index_N - np.maximum.accumulate(np.where(starts_N, index_N, 0))
-    return position_N
 
 
 def _level(position_N: npt.NDArray[np.int64], size_N: IntArray, exponent: float) -> npt.NDArray[np.int64]:

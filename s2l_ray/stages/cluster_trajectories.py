@@ -19,11 +19,11 @@ from s2l_ray import kmeans, schemas
 from s2l_ray.artifacts import Artifact, StageResult
 from s2l_ray.attempts import StagedOutput
 from s2l_ray.config import ClusterConfig, PoolResources, ResourcesConfig
+from s2l_ray.draws import Draws, occurrences
 from s2l_ray.errors import DataError
 from s2l_ray.guard import SUSPICIOUS_SHARE, SetAside, set_aside
 from s2l_ray.log import Task, display
 from s2l_ray.partition import share_clusters, window_columns
-from s2l_ray.sampling import draw_hash, occurrences
 
 BLOCK_ROWS = 250_000
 """Rows per task at most; smaller where that keeps all workers busy."""
@@ -144,11 +144,7 @@ def _read(inputs: Inputs, config: ClusterConfig, seed: int) -> tuple[Rows, Guard
     loss_NT = schemas.matrix(table, "loss")
     example_id_N = table.column("example_id").to_numpy()
     kmeans.validate_trajectories(loss_NT, example_id_N)
-    hashes = inputs.examples.read_table("examples-", ["example_id", "content_hash"]).sort_by("example_id")
-    all_ids, all_hashes = hashes.column("example_id").to_numpy(), hashes.column("content_hash").to_numpy()
-    place_N = np.searchsorted(all_ids, example_id_N)
-    # Occurrences are counted over all examples, so that rows set aside later do not move the draws of others.
-    draw_N = draw_hash(all_hashes, occurrences(all_hashes, all_ids), seed)[place_N]
+    draws = Draws.of(inputs.examples.read_table("examples-", list(Draws.COLUMNS)), seed).take(example_id_N)
     if config.stratify_by == "source":
         sources = table.column("source").to_numpy(zero_copy_only=False)
         stratum_N = np.array([source or "" for source in sources], dtype=object)
@@ -160,10 +156,10 @@ def _read(inputs: Inputs, config: ClusterConfig, seed: int) -> tuple[Rows, Guard
         feature_NT = schemas.matrix(
             inputs.hidden_states.read_table("hidden_states-").sort_by("example_id"), "hidden_state"
         )
-    rows = Rows(example_id_N, draw_N, stratum_N, feature_NT)
+    rows = Rows(example_id_N, draws.draw_N, stratum_N, feature_NT)
     if config.guard is None:
         return rows, None
-    occurrence_N = occurrences(all_hashes[place_N], example_id_N)
+    occurrence_N = occurrences(draws.content_hash_N, example_id_N)
     found = set_aside(table.column("loss_initial").to_numpy(), loss_NT, occurrence_N, config.guard)
     _judge_guard(found)
     return rows.where(found.kept_N), Guarded(example_id_N, loss_NT, found)

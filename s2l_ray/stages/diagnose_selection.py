@@ -29,11 +29,12 @@ from s2l_ray.diagnostics import (
     silhouette,
     trajectory_health,
 )
+from s2l_ray.draws import Draws
 from s2l_ray.gradients import example_gradients
 from s2l_ray.losses import mean_losses, response_loss_module
 from s2l_ray.models import device_and_precision, load_model
 from s2l_ray.plan import DiagnoseSettings
-from s2l_ray.sampling import cluster_keys, draw_hash, occurrences
+from s2l_ray.sampling import cluster_keys
 from s2l_ray.stages.runtime import Receipt, RowRange, map_shards, row_ranges
 from s2l_ray.tokens import TokenRows
 
@@ -221,10 +222,8 @@ def clustered_rows(inputs: Inputs, seed: int) -> ClusteredRows:
     example_id_N = table.column("example_id").to_numpy()
     strata = table.column("stratum").to_numpy(zero_copy_only=False)
     label_N = cluster_keys(strata, table.column("cluster_id").to_numpy())
-    hashes = inputs.examples.read_table("examples-", ["example_id", "content_hash"]).sort_by("example_id")
-    all_ids, all_hashes = hashes.column("example_id").to_numpy(), hashes.column("content_hash").to_numpy()
-    draw_N = draw_hash(all_hashes, occurrences(all_hashes, all_ids), seed)[np.searchsorted(all_ids, example_id_N)]
-    return ClusteredRows(example_id_N, label_N, draw_N)
+    draws = Draws.of(inputs.examples.read_table("examples-", list(Draws.COLUMNS)), seed)
+    return ClusteredRows(example_id_N, label_N, draws.take(example_id_N).draw_N)
 
 
 def _correlation(table: pa.Table) -> dict[str, float | int | None]:

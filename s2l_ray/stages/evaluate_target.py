@@ -13,11 +13,11 @@ from s2l_ray.answers import generate_greedily, is_exact_match, prompts_and_answe
 from s2l_ray.artifacts import Artifact, FileRecord, StageResult
 from s2l_ray.attempts import StagedOutput
 from s2l_ray.config import PoolResources, ResourcesConfig
+from s2l_ray.draws import Draws
 from s2l_ray.errors import DataError
 from s2l_ray.losses import mean_losses, response_loss_module
 from s2l_ray.models import device_and_precision, load_model
 from s2l_ray.plan import EvaluateSettings
-from s2l_ray.sampling import draw_hash, occurrences
 from s2l_ray.scoring import Mean, mean_of, means_by_group, weighted_mean
 from s2l_ray.stages.runtime import Receipt, map_shards
 from s2l_ray.tokens import TokenRows, opened_tokenizer
@@ -152,13 +152,8 @@ def evaluate_target(
 
 
 def _chosen(examples: pa.Table, tokenized: Any, max_rows: int | None) -> Any:
-    examples = examples.sort_by("example_id")
-    ids = examples.column("example_id").to_numpy()
-    hashes = examples.column("content_hash").to_numpy()
-    draw = draw_hash(hashes, occurrences(hashes, ids), 0)
-    usable = np.isin(ids, tokenized)
-    ids, draw = ids[usable], draw[usable]
-    return np.sort(ids[np.lexsort((ids, draw))[:max_rows]])
+    usable = Draws.of(examples, 0).take(np.sort(tokenized))
+    return np.sort(usable.example_id_N[np.lexsort((usable.example_id_N, usable.draw_N))[:max_rows]])
 
 
 def _scores(predictions: pa.Table, metrics: Sequence[str]) -> pa.Table:

@@ -15,6 +15,7 @@ from s2l_ray import schemas
 from s2l_ray.artifacts import Artifact, FileRecord, StageResult
 from s2l_ray.attempts import StagedOutput
 from s2l_ray.config import ResourcesConfig, SelectConfig
+from s2l_ray.draws import Draws
 from s2l_ray.errors import ConfigError, DataError
 from s2l_ray.examples import location
 from s2l_ray.facility_location import facility_location_rank
@@ -26,8 +27,6 @@ from s2l_ray.sampling import (
     ScoredMethod,
     balanced_rank,
     cluster_keys,
-    draw_hash,
-    occurrences,
     official_rank,
     order_of,
     parse_budget,
@@ -156,8 +155,7 @@ def _check_left(n_wanted: int | None, n_pool: int, n_left: int) -> None:
 def _read_pool(inputs: Inputs, seed: int) -> Pool:
     examples = inputs.examples.read_table("examples-", ["example_id", "content_hash", "source"]).sort_by("example_id")
     id_N = examples.column("example_id").to_numpy()
-    hash_N = examples.column("content_hash").to_numpy()
-    draw_N = draw_hash(hash_N, occurrences(hash_N, id_N), seed)
+    draw_N = Draws.of(examples, seed).draw_N
     lengths, responses, in_pool = _token_counts(inputs, id_N)
     stratum_N = np.full(len(id_N), None, dtype=object)
     cluster_id_N = np.full(len(id_N), -1, dtype=np.int32)

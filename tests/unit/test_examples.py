@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from s2l_ray import schemas
 from s2l_ray.config import InputPath
+from s2l_ray.draws import draw_hash
 from s2l_ray.errors import DataError
 from s2l_ray.examples import (
     Example,
@@ -32,7 +33,6 @@ from s2l_ray.examples import (
 )
 from s2l_ray.inputs import InputFile, find_inputs
 from s2l_ray.layouts import Layout, detect_layout
-from s2l_ray.sampling import draw_hash
 
 GOLDEN = -3463304362674469291
 GOOD = {"instruction": "ask", "output": "answer"}

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from s2l_ray import kmeans, sampling
+from s2l_ray import draws, kmeans, sampling
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -17,7 +17,7 @@ def test_subset_of_the_committed_trajectories_is_the_committed_one():
     expected = json.loads((GOLDEN / "subset.json").read_text())
     example_id_N, hash_N = table.column("example_id").to_numpy(), table.column("content_hash").to_numpy()
     loss_NT = np.stack(table.column("loss").to_numpy())
-    draw_N = sampling.draw_hash(hash_N, sampling.occurrences(hash_N, example_id_N), expected["seed"])
+    draw_N = draws.draw_hash(hash_N, draws.occurrences(hash_N, example_id_N), expected["seed"])
     start_KT = kmeans.initial_centroids(
         loss_NT[np.lexsort((example_id_N, draw_N))], expected["n_clusters"], expected["seed"]
     )

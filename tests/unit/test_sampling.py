@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s2l_ray import sampling
+from s2l_ray import draws, sampling
 from s2l_ray.errors import ConfigError, DataError
 from s2l_ray.sampling import Budget
 
@@ -23,7 +23,7 @@ def rows_of(size_K, seed=0):
     cluster = cluster[rng.permutation(len(cluster))]
     content = rng.integers(-(2**63), 2**63 - 1, len(cluster))
     ids = rng.permutation(len(cluster)) + 100
-    return cluster, sampling.draw_hash(content, np.zeros(len(cluster), np.int64), seed), ids
+    return cluster, draws.draw_hash(content, np.zeros(len(cluster), np.int64), seed), ids
 
 
 def counts_at(rank, label, budget, n_labels):
@@ -198,7 +198,7 @@ def official_rows(size_SK, seed=0):
     source = np.repeat(np.arange(len(size_SK)), [sum(sizes) for sizes in size_SK])
     cluster = np.concatenate([np.repeat(np.arange(len(sizes)), sizes) for sizes in size_SK])
     order = np.random.default_rng(seed).permutation(len(source))
-    draw = sampling.draw_hash(order, np.zeros(len(order), np.int64), seed)
+    draw = draws.draw_hash(order, np.zeros(len(order), np.int64), seed)
     return source[order], cluster[order], draw, order
 
 
@@ -335,63 +335,6 @@ def test_cluster_keys_are_dense_and_equal_only_for_equal_pairs(pairs):
     assert keys == [numbering[pair] for pair in pairs]
 
 
-# ---------------------------------------------------------------------------------------------------------- the draws
-
-
-def test_draw_hash_known_values_do_not_change():
-    # Selections in the world rest on these numbers: a change here is a change of every subset.
-    draw = sampling.draw_hash(np.array([0, 1, -1, 2**62]), np.array([0, 0, 0, 3]), 0)
-    assert draw.dtype == np.uint64
-    assert draw.tolist() == [
-        scalar_draw(0, 0, 0),
-        scalar_draw(1, 0, 0),
-        scalar_draw(-1, 0, 0),
-        scalar_draw(2**62, 3, 0),
-    ]
-    assert draw[0] == KNOWN_DRAW
-
-
-KNOWN_DRAW = 13013912499580732898
-
-
-def scalar_draw(content, occurrence, seed):
-    mask, golden = 2**64 - 1, 0x9E3779B97F4A7C15
-
-    def mix(z):
-        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
-        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
-        return z ^ (z >> 31)
-
-    state = mix((seed + golden) & mask)
-    state = mix(((state ^ (content & mask)) + golden) & mask)
-    return mix((state + occurrence * golden) & mask)
-
-
-@given(st.integers(-(2**63), 2**63 - 1), st.integers(0, 2**40), st.integers(-(2**70), 2**70))
-def test_draw_hash_equals_its_definition_in_plain_integers(content, occurrence, seed):
-    draw = sampling.draw_hash(np.array([content]), np.array([occurrence]), seed)
-    assert int(draw[0]) == scalar_draw(content, occurrence, seed)
-
-
-def test_draw_hash_signed_and_unsigned_content_agree():
-    signed = np.array([-1, -(2**63), 5])
-    zero = np.zeros(3, np.int64)
-    np.testing.assert_array_equal(
-        sampling.draw_hash(signed, zero, 1), sampling.draw_hash(signed.view(np.uint64), zero, 1)
-    )
-
-
-def test_draw_hash_does_not_collide_for_seeds_contents_and_copies_that_count_up():
-    content, copy = (a.ravel() for a in np.meshgrid(np.arange(300), np.arange(20)))
-    draws = np.concatenate([sampling.draw_hash(content, copy, seed) for seed in range(20)])
-    assert len(np.unique(draws)) == len(draws)
-
-
-def test_draw_hash_floats_are_refused():
-    with pytest.raises(TypeError, match="integer"):
-        sampling.draw_hash(np.array([1.0]), np.array([0]), 0)
-
-
 def chi_square(count, expected):
     return float((np.square(count - expected) / expected).sum())
 
@@ -403,7 +346,7 @@ def test_draw_every_row_of_a_cluster_is_chosen_equally_often(first_seed):
     ids, zero = np.arange(22), np.zeros(22, np.int64)
     chosen, first, pairs = np.zeros(10), np.zeros(10), np.zeros((10, 10))
     for seed in range(first_seed, first_seed + 4000):
-        rank = sampling.balanced_rank(cluster, sampling.draw_hash(content, zero, seed), ids)[:10]
+        rank = sampling.balanced_rank(cluster, draws.draw_hash(content, zero, seed), ids)[:10]
         took = rank < 6
         assert took.sum() == 3
         chosen += took
@@ -413,22 +356,6 @@ def test_draw_every_row_of_a_cluster_is_chosen_equally_often(first_seed):
     assert chi_square(first, np.full(10, 400.0)) < 27.9
     assert chi_square(chosen, np.full(10, 1200.0)) < 27.9
     assert chi_square(pairs[np.triu_indices(10, 1)], np.full(45, 4000 * 6 / 90)) < 80.1
-
-
-def test_occurrences_number_copies_by_id_in_any_order():
-    content, ids = np.array([5, -2, 5, 5, -2, 9]), np.array([30, 4, 10, 20, 3, 1])
-    assert sampling.occurrences(content, ids).tolist() == [2, 1, 0, 1, 0, 0]
-    order = np.array([5, 3, 1, 0, 2, 4])
-    assert sampling.occurrences(content[order], ids[order]).tolist() == [0, 1, 1, 2, 0, 0]
-    assert sampling.occurrences(content[:0], ids[:0]).tolist() == []
-
-
-def test_draw_of_a_row_does_not_change_when_others_are_added():
-    content, ids = np.array([5, 6, 7]), np.array([1, 2, 3])
-    few = sampling.draw_hash(content, sampling.occurrences(content, ids), 3)
-    more_content, more_ids = np.concatenate([[9, 8], content]), np.concatenate([[10, 11], ids])
-    more = sampling.draw_hash(more_content, sampling.occurrences(more_content, more_ids), 3)
-    np.testing.assert_array_equal(more[2:], few)
 
 
 # ------------------------------------------------------------------------------------------------------------ budgets
