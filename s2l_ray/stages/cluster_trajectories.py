@@ -24,6 +24,7 @@ from s2l_ray.errors import DataError
 from s2l_ray.guard import SUSPICIOUS_SHARE, SetAside, set_aside
 from s2l_ray.log import Task, display
 from s2l_ray.partition import share_clusters, window_columns
+from s2l_ray.stages.capacity import remote_options
 
 BLOCK_ROWS = 250_000
 """Rows per task at most; smaller where that keeps all workers busy."""
@@ -233,7 +234,7 @@ class _Blocks:
             (ray.put(rows.feature_NT[start:stop]), ray.put(rows.example_id_N[start:stop]))
             for start, stop in pairwise(bounds.tolist())
         ]
-        self._options = {"num_cpus": pool.cpus, "num_gpus": 0}
+        self._options = remote_options(pool)
 
     def _map(self, function: Any, *arguments: Any) -> Iterator[Any]:
         shared = [ray.put(argument) for argument in arguments]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from s2l_ray.artifacts import Artifact
 from s2l_ray.attempts import StagedOutput, find_or_make
-from s2l_ray.config import PoolResources, ResourcesConfig, TrainResources
+from s2l_ray.config import ResourcesConfig
 from s2l_ray.digests import DigestCache
 from s2l_ray.errors import ArtifactError
 from s2l_ray.graph import Node, Pipeline, examine
@@ -77,9 +77,9 @@ class Runner:
         return self.result
 
     def _run_nodes(self, todo: list[Node]) -> None:
-        from s2l_ray.stages.runtime import total_cpus
+        from s2l_ray.stages.capacity import total_cpus
 
-        free = total_cpus()
+        claimed = 0.0
         waiting, running = list(todo), dict[Future[Artifact], tuple[Node, float]]()
         threads = ThreadPoolExecutor(max_workers=MOST_AT_ONCE, thread_name_prefix=STAGE_THREAD)
         try:
@@ -87,14 +87,14 @@ class Runner:
                 for node in list(waiting):
                     claim = self._claim(node)
                     ready = all(parent.key in self.result.artifacts for parent in node.inputs.values())
-                    if ready and (claim <= free or not running):
+                    if ready and (claimed + claim <= total_cpus() or not running):
                         waiting.remove(node)
-                        free -= claim
+                        claimed += claim
                         running[threads.submit(self._run_node, node)] = (node, claim)
                 finished, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in finished:
                     node, claim = running.pop(future)
-                    free += claim
+                    claimed -= claim
                     self._take(node, future.result())
         finally:
             # After a failure other stages may be hours from their end. They are left to the end of the process.
@@ -106,10 +106,8 @@ class Runner:
         self.result.artifacts[node.key] = artifact
 
     def _claim(self, node: Node) -> float:
-        from s2l_ray.stages.runtime import claimed_cpus
-
-        demand = getattr(self._resources, node.stage, None)
-        return claimed_cpus(demand) if isinstance(demand, PoolResources | TrainResources) else 0.0
+        demand = self._resources.of(node.stage)
+        return 0.0 if demand is None else demand.total_cpus
 
     def _run_node(self, node: Node) -> Artifact:
         label = self._pipeline.label(node)
@@ -117,6 +115,7 @@ class Runner:
 
         def make(output: StagedOutput) -> Artifact:
             started = time.monotonic()
+            self._await_capacity(node, label)
             artifact = self._execute(node, inputs, output)
             self.result.ran.append(label)
             display.say(f"{label}: {duration(time.monotonic() - started)}")
@@ -129,6 +128,13 @@ class Runner:
             make,
             on_wait=lambda: display.say(f"{label}: another run is at it; waiting"),
         )
+
+    def _await_capacity(self, node: Node, label: str) -> None:
+        from s2l_ray.stages.capacity import wait_for
+
+        demand = self._resources.of(node.stage)
+        if demand is not None:
+            wait_for(demand, label, self._resources.wait_seconds)
 
     def _fingerprint(self, node: Node, inputs: Mapping[str, Artifact]) -> str:
         outside = None
@@ -154,7 +160,7 @@ class Runner:
         stage = getattr(module, node.stage)
         with display.labelled(self._pipeline.arms.get(node.key, ())):
             result = stage(make_inputs(inputs), node.config, self._resources, output, seed=node.seed)
-        demand = getattr(self._resources, node.stage, None)
+        demand = self._resources.of(node.stage)
         return output.commit(
             result.files,
             config={"settings": dict(node.settings), "seed": node.seed},
@@ -164,7 +170,7 @@ class Runner:
                 "seconds": round(time.monotonic() - started, 3),
                 "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 "versions": versions(),
-                "resources": demand.model_dump() if demand is not None else {},
+                "resources": demand.model_dump(mode="json") if demand is not None else {},
             },
         )
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 from s2l_ray import schemas
 from s2l_ray.artifacts import Artifact
 from s2l_ray.attempts import StagedOutput, find_or_make
-from s2l_ray.config import ResourcesConfig, TrainResources
+from s2l_ray.config import ResourcesConfig
 from s2l_ray.digests import DigestCache
 from s2l_ray.errors import S2LError, StageFailed
 from s2l_ray.graph import Node, Pipeline, examine
@@ -26,7 +26,7 @@ from s2l_ray.plan import InputListing, build_pipeline
 from s2l_ray.report.html import render
 from s2l_ray.report.sweep_page import sweep_page
 from s2l_ray.significance import higher_is_better
-from s2l_ray.stages import runtime
+from s2l_ray.stages import capacity, runtime
 from s2l_ray.stages.run import Runner, versions
 from s2l_ray.storage import Storage
 from s2l_ray.summary import arm_seconds
@@ -160,17 +160,12 @@ def _run_tails(tails: _Tails, todo: Sequence[Trial]) -> dict[str, str]:
 
 def _at_once(sweep: Sweep) -> int:
     """Return how many trials the cluster holds: each needs what the largest stage of its tail needs."""
-    have = runtime.cluster_totals()
-    most = sweep.config.max_concurrent or len(sweep.trials)
+    most = float(sweep.config.max_concurrent or len(sweep.trials))
     for stage in TAILS:
-        demand = getattr(sweep.shared.resources, stage, None)
-        if demand is None:
-            continue
-        count = demand.workers if isinstance(demand, TrainResources) else demand.actors[0]
-        for kind, each in (("CPU", demand.cpus), ("GPU", demand.gpus)):
-            if each:
-                most = min(most, int(have.get(kind, 0.0) / (count * each)))
-    return max(1, most)
+        demand = sweep.shared.resources.of(stage)
+        if demand is not None:
+            most = min(most, capacity.at_once(demand))
+    return max(1, int(most))
 
 
 def _watch(groups: Sequence[Sequence[str]], progress: Task) -> Any:
@@ -298,4 +293,4 @@ def _commit_report(result: SweepResult, trials: Artifact) -> Artifact:
 
 
 def _resources(resources: ResourcesConfig) -> dict[str, Any]:
-    return {stage: getattr(resources, stage).model_dump() for stage in TAILS if hasattr(resources, stage)}
+    return {stage: demand.model_dump(mode="json") for stage in TAILS if (demand := resources.of(stage)) is not None}

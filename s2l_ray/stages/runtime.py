@@ -21,16 +21,15 @@ from s2l_ray.attempts import StagedOutput
 from s2l_ray.config import PoolResources, ResourcesConfig, TrainResources
 from s2l_ray.errors import ConfigError, DataError, S2LError, StageFailed
 from s2l_ray.log import display
+from s2l_ray.stages.capacity import check_capacity, remote_options
 
 PROGRESS_SECONDS = 0.5
-
-READ_CPUS = 1
-"""CPUs that a read task of Ray Data asks for."""
 
 NOISE = ("ray.data", "ray.data._internal.progress", "ray.train", "ray.tune", "ray._private.authentication")
 """Loggers of Ray that speak of its inner life in front of the user; their errors still come through."""
 
 SETTINGS = {
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # a stage that is cut off would start another Ray
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's new output prints whatever `verbose` says
@@ -99,60 +98,6 @@ def connect(resources: ResourcesConfig) -> bool:
 def disconnect() -> None:
     """Leave the cluster, or end the local Ray."""
     ray.shutdown()
-
-
-def total_cpus() -> float:
-    """Return the CPUs that the cluster has."""
-    return float(ray.cluster_resources().get("CPU", 0))
-
-
-def cluster_totals() -> dict[str, float]:
-    """Return what the cluster has of every resource."""
-    return {name: float(amount) for name, amount in ray.cluster_resources().items()}
-
-
-def claimed_cpus(demand: PoolResources | TrainResources) -> float:
-    """Return the least CPUs that a stage needs to make progress."""
-    count = demand.workers if isinstance(demand, TrainResources) else demand.actors[0]
-    return count * demand.cpus
-
-
-def check_capacity(resources: ResourcesConfig) -> None:
-    """Refuse demands that this cluster can never meet: Ray itself would wait for ever, in silence.
-
-    Raises:
-        ConfigError: a stage wants more CPUs or GPUs than there are, or its actors leave no CPU to read with.
-    """
-    have = ray.cluster_resources()
-    cpus, gpus = float(have.get("CPU", 0)), float(have.get("GPU", 0))
-    for name in type(resources).model_fields:
-        demand = getattr(resources, name)
-        if not isinstance(demand, PoolResources | TrainResources):
-            continue
-        count = demand.workers if isinstance(demand, TrainResources) else demand.actors[0]
-        for kind, each, there in (("CPU", demand.cpus, cpus), ("GPU", demand.gpus, gpus)):
-            if count * each > there:
-                share = f"resources.{name}.{kind.lower()}s"
-                number = f"resources.{name}.{'workers' if isinstance(demand, TrainResources) else 'actors'}"
-                mend = f"Lower {share} (fractions such as 0.5 are allowed) or {number}"
-                raise ConfigError(
-                    f"resources.{name} asks for {count} x {each:g} {kind}, the cluster has {there:g}. "
-                    f"{mend if there else f'Set {share} to 0'}, or join a cluster that has them."
-                )
-        # Actors keep what they claim, and Ray Data waits for them before its read tasks get a CPU; tasks give it back.
-        is_actor_pool = isinstance(demand, PoolResources) and demand.gpus > 0
-        if is_actor_pool and count * demand.cpus > cpus - READ_CPUS:
-            raise ConfigError(
-                f"resources.{name} asks for {count} x {demand.cpus:g} CPU for actors on GPUs, the cluster has {cpus:g} "
-                f"and needs {READ_CPUS} of them to read what the actors work on. Lower resources.{name}.cpus "
-                f"(fractions such as 0.5 are allowed) or the first number of resources.{name}.actors."
-            )
-        threads = count * demand.threads
-        if demand.gpus == 0 and threads > max(cpus, os.cpu_count() or 1):
-            display.warn(
-                f"resources.{name}: {count} workers x {demand.threads} threads on {cpus:g} CPUs; "
-                "they will wait for one another"
-            )
 
 
 class Shard(Protocol):
@@ -270,7 +215,7 @@ def _stream(
             quieten()
         items = ray.data.range(len(shards), override_num_blocks=len(shards))
         arguments = {"work": work, "shards": ray.put(list(shards)), "output": output, "threads": pool.threads}
-        options: dict[str, Any] = {"num_cpus": pool.cpus, "num_gpus": pool.gpus or None}
+        options = remote_options(pool)
         # A GPU belongs to a process for good, so there it is a pool of actors. On CPUs plain tasks do the same with
         # fewer process starts, which weigh more than the arithmetic of a small run: the next stage finds them warm.
         if pool.gpus:
@@ -380,7 +325,8 @@ def _train_on_gang(run: TrainingRun, output: StagedOutput, resources: TrainResou
         scaling_config=ray.train.ScalingConfig(
             num_workers=resources.workers,
             use_gpu=resources.gpus > 0,
-            resources_per_worker={"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})},
+            resources_per_worker=resources.bundle,
+            label_selector=resources.selector or None,
         ),
         torch_config=ray.train.torch.TorchConfig(backend="gloo" if shared_gpu or not resources.gpus else "nccl"),
         run_config=ray.train.RunConfig(
@@ -397,8 +343,7 @@ def _train_in_task(run: TrainingRun, output: StagedOutput, resources: TrainResou
     """Train in a worker process of Ray's that may be warm from the stage before: seconds less than a gang's start."""
     task = ray.remote(_training_task).options(
         name=run.label,
-        num_cpus=resources.cpus,
-        num_gpus=resources.gpus or None,
+        **remote_options(resources),
         max_retries=resources.max_failures,
         # Not within the placement group of a Tune trial, which holds nothing.
         scheduling_strategy="DEFAULT",

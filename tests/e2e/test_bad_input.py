@@ -4,13 +4,8 @@ import json
 from pathlib import Path
 
 import pyarrow.parquet as pq
-import pytest
-import ray
 import yaml
 
-from s2l_ray.config import ResourcesConfig
-from s2l_ray.errors import ConfigError
-from s2l_ray.stages.runtime import check_capacity
 from tests.conftest import run_s2l, write_config
 
 GOOD = [{"instruction": f"say {i}", "output": f"word {i}"} for i in range(40)]
@@ -73,49 +68,3 @@ def test_ids_on_more_than_one_row_stop_the_run_and_are_named(tmp_path: Path) -> 
 def test_more_cpus_than_the_machine_has_are_refused_at_the_start(tmp_path: Path) -> None:
     config = write_config(tmp_path, resources={"train_proxy": {"workers": 4000}})
     refused(config, "resources.train_proxy", "4000 x 1 CPU")
-
-
-@pytest.mark.parametrize(
-    ("pool", "starves"),
-    [
-        ({"actors": [4, 8], "cpus": 1, "gpus": 1}, True),
-        ({"actors": [4, 4], "cpus": 0.8, "gpus": 0.5}, True),
-        ({"actors": [1, 1], "cpus": 3.5, "gpus": 1}, True),
-        ({"actors": [3, 8], "cpus": 1, "gpus": 1}, False),
-        ({"actors": [4, 4], "cpus": 0.75, "gpus": 1}, False),
-        ({"actors": [4, 4], "cpus": 1, "gpus": 0}, False),
-    ],
-)
-def test_gpu_actors_that_leave_no_cpu_to_read_with_are_refused(
-    monkeypatch: pytest.MonkeyPatch, pool: dict[str, object], starves: bool
-) -> None:
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0, "GPU": 8.0})
-    resources = ResourcesConfig.model_validate({"score_examples": pool})
-    if not starves:
-        check_capacity(resources)
-        return
-    with pytest.raises(
-        ConfigError, match=r"resources\.score_examples asks for .* Lower resources\.score_examples\.cpus"
-    ):
-        check_capacity(resources)
-
-
-@pytest.mark.parametrize(
-    ("have", "resources", "mend"),
-    [
-        ({"CPU": 4.0}, {"score_examples": {"gpus": 1}}, r"Set resources\.score_examples\.gpus to 0"),
-        ({"CPU": 4.0, "GPU": 1.0}, {"finetune_target": {"workers": 2, "gpus": 1}}, r"finetune_target\.workers"),
-        ({"CPU": 4.0}, {"prepare_examples": {"actors": [5, 8]}}, r"prepare_examples\.actors"),
-    ],
-)
-def test_resources_beyond_the_cluster_are_refused_with_the_key_to_change(
-    monkeypatch: pytest.MonkeyPatch, have: dict[str, float], resources: dict[str, object], mend: str
-) -> None:
-    monkeypatch.setattr(ray, "cluster_resources", lambda: have)
-    with pytest.raises(ConfigError, match=mend):
-        check_capacity(ResourcesConfig.model_validate(resources))
-
-
-def test_gang_on_every_cpu_is_no_starving_pool(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0, "GPU": 2.0})
-    check_capacity(ResourcesConfig.model_validate({"train_proxy": {"workers": 2, "cpus": 1, "gpus": 1}}))

@@ -1,4 +1,4 @@
-"""A local Ray for all tests of stages."""
+"""A local Ray for the tests of a module of stages."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +12,7 @@ from s2l_ray.config import ResourcesConfig
 from s2l_ray.storage import Storage
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
     import ray
 

@@ -19,7 +19,6 @@ from s2l_ray.stages import (
     train_proxy,
 )
 from s2l_ray.stages import select_subset as select
-from s2l_ray.stages.runtime import check_capacity
 from tests.conftest import TINY
 from tests.stages.conftest import Bench
 
@@ -113,16 +112,6 @@ def test_deepspeed_on_two_workers_has_the_losses_of_plain_torch(
 ) -> None:
     found = target(prepared, config, 2, engine="deepspeed", zero_stage=zero_stage)
     np.testing.assert_allclose(losses(found), losses(plain_target), atol=1e-3)
-
-
-def test_more_workers_than_cpus_are_refused_at_the_start(local_ray: None) -> None:
-    with pytest.raises(ConfigError, match="train_proxy asks for 9 x 1 CPU"):
-        check_capacity(ResourcesConfig.model_validate({"train_proxy": {"workers": 9}}))
-
-
-def test_gpus_that_are_not_there_are_refused_at_the_start(local_ray: None) -> None:
-    with pytest.raises(ConfigError, match="GPU"):
-        check_capacity(ResourcesConfig.model_validate({"score_examples": {"gpus": 1}}))
 
 
 def test_bad_listed_checkpoint_is_refused_and_not_retried(prepared: Prepared, config: Config) -> None:

@@ -1,0 +1,183 @@
+"""Capacity: what stages ask of the cluster, whether it can ever be there, and waiting until it is.
+
+Ray itself waits for ever, in silence, for what will never come.
+"""
+
+import math
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import ray
+
+from s2l_ray.config import Demand, PoolResources, ResourcesConfig
+from s2l_ray.errors import ConfigError, StageFailed
+from s2l_ray.log import display, duration
+
+READ_CPUS = 1
+"""CPUs that a read task of Ray Data asks for."""
+LOOK_SECONDS = 1.0
+UNITS = {"memory": 2**30}
+"""What amounts are divided by for the reader."""
+
+PLAIN_LABEL = r"[A-Za-z0-9][\w.-]*"
+"""A label selector that is a value, and no `in(...)` or `!...`."""
+
+Amounts = Mapping[str, float]
+
+
+def total_cpus() -> float:
+    """Return the CPUs that the cluster has now."""
+    return float(ray.cluster_resources().get("CPU", 0))
+
+
+def remote_options(demand: Demand) -> dict[str, Any]:
+    """Return what a task or an actor of a stage asks for, by the names of Ray's options."""
+    options: dict[str, Any] = {"num_cpus": demand.cpus, "num_gpus": demand.gpus or None}
+    if demand.memory:
+        options["memory"] = float(demand.memory)
+    if demand.custom:
+        options["resources"] = dict(demand.custom)
+    if demand.selector:
+        options["label_selector"] = demand.selector
+    return options
+
+
+def at_once(demand: Demand) -> float:
+    """Return how many times the cluster, as it may grow, holds a stage."""
+    have = _most() or ray.cluster_resources()
+    return min(have.get(name, 0.0) / (demand.count * each) for name, each in demand.bundle.items())
+
+
+def check_capacity(resources: ResourcesConfig) -> None:
+    """Refuse demands that this cluster can never meet, also when its autoscaler has done what it can.
+
+    Raises:
+        ConfigError: a stage wants more of something than there is, more on a node than any has, or its actors leave
+            no CPU to read with.
+    """
+    most = _most()
+    have = most or ray.cluster_resources()
+    for name in type(resources).model_fields:
+        demand = getattr(resources, name)
+        if not isinstance(demand, Demand):
+            continue
+        for kind, each in demand.bundle.items():
+            if demand.count * each > have.get(kind, 0.0):
+                raise ConfigError(_too_much(name, demand, kind, have.get(kind, 0.0)))
+        if most is None and not any(_holds(node, demand) for node in _nodes()):
+            raise ConfigError(
+                f"resources.{name} asks for {_amounts(demand.bundle)}{_where(demand)} on one node, and no node of this "
+                f"cluster has that. Ask for less, or join a cluster that has it."
+            )
+        _check_pool(name, demand, have.get("CPU", 0.0))
+        threads = demand.count * demand.threads
+        if demand.gpus == 0 and threads > max(have.get("CPU", 0.0), os.cpu_count() or 1):
+            display.warn(
+                f"resources.{name}: {demand.count} workers x {demand.threads} threads on {have.get('CPU', 0.0):g} "
+                "CPUs; they will wait for one another"
+            )
+
+
+def _too_much(name: str, demand: Demand, kind: str, there: float) -> str:
+    each = demand.bundle[kind]
+    share = {"CPU": "cpus", "GPU": "gpus"}.get(kind, kind if kind == "memory" else f"custom.{kind}")
+    mend = f"Lower resources.{name}.{share} (fractions such as 0.5 are allowed) or resources.{name}.{demand.counted_by}"
+    return (
+        f"resources.{name} asks for {demand.count} x {_amounts({kind: each})}, the cluster has "
+        f"{there / UNITS.get(kind, 1):g}. {mend if there else f'Set resources.{name}.{share} to 0'}, or join a cluster "
+        "that has them."
+    )
+
+
+def _check_pool(name: str, demand: Demand, cpus: float) -> None:
+    # Actors keep what they claim, and Ray Data waits for them before its read tasks get a CPU; tasks give it back.
+    is_actor_pool = isinstance(demand, PoolResources) and demand.gpus > 0
+    if is_actor_pool and demand.total_cpus > cpus - READ_CPUS:
+        raise ConfigError(
+            f"resources.{name} asks for {demand.count} x {demand.cpus:g} CPU for actors on GPUs, the cluster has "
+            f"{cpus:g} and needs {READ_CPUS} of them to read what the actors work on. Lower resources.{name}.cpus "
+            f"(fractions such as 0.5 are allowed) or the first number of resources.{name}.actors."
+        )
+
+
+def _most() -> Amounts | None:
+    """Return what the autoscaler may bring the cluster to; None where there is none that says so."""
+    # There is no public way to ask; Ray Train asks like this.
+    most = ray._private.state.state.get_max_resources_from_cluster_config()
+    if most is None:
+        return None
+    now = ray.cluster_resources()
+    return {name: max(float(most.get(name, 0)), now.get(name, 0.0)) for name in {*most, *now}}
+
+
+def _nodes() -> Iterator[Mapping[str, Any]]:
+    return (node for node in ray.nodes() if node["Alive"])
+
+
+def _holds(node: Mapping[str, Any], demand: Demand) -> bool:
+    """Return whether one worker fits on a node; of label selectors only plain values are judged here."""
+    labels = node.get("Labels", {})
+    carries = all(
+        labels.get(name) == value for name, value in demand.selector.items() if re.fullmatch(PLAIN_LABEL, value)
+    )
+    return carries and all(node["Resources"].get(kind, 0.0) >= each for kind, each in demand.bundle.items())
+
+
+def wait_for(demand: Demand, label: str, seconds: float) -> None:
+    """Wait until the cluster holds a stage's workers, and show that and what it waits for.
+
+    A placement group asks: it is what an autoscaler heeds, and it is ready only when all workers fit at once.
+
+    Args:
+        label: the stage, for messages.
+        seconds: longest wait.
+
+    Raises:
+        StageFailed: they did not come in time.
+    """
+    group = ray.util.placement_group(
+        [demand.bundle] * demand.count, bundle_label_selector=[demand.selector] * demand.count
+    )
+    asked = f"{demand.count} x {_amounts(demand.bundle)}{_where(demand)}"
+    started = time.monotonic()
+    try:
+        with display.progress(f"{label}: waiting for {asked}") as progress:
+            while not group.wait(LOOK_SECONDS):
+                waited = time.monotonic() - started
+                if waited > seconds:
+                    raise StageFailed(
+                        f"{label}: waited {duration(waited)} for {asked}; the cluster has "
+                        f"{_amounts(ray.available_resources())} free{_pending()}. `ray status` says what it waits for. "
+                        "Ask for less, or raise resources.wait_seconds; the same command goes on from here."
+                    )
+                progress.update(waited, note=_pending())
+    finally:
+        ray.util.remove_placement_group(group)
+
+
+def _pending() -> str:
+    """Say how many nodes are on their way, where an autoscaler says so."""
+    if _most() is None:
+        return ""
+    from ray.autoscaler.v2.sdk import get_cluster_status
+
+    status = get_cluster_status(ray.get_runtime_context().gcs_address)
+    count = len(status.pending_nodes) + sum(launch.count for launch in status.pending_launches)
+    return f", {count} node{'s' if count != 1 else ''} pending"
+
+
+def _where(demand: Demand) -> str:
+    return "".join(f", {name}={value}" for name, value in demand.selector.items())
+
+
+def _amounts(amounts: Amounts) -> str:
+    """Write amounts for the reader, without what Ray counts for itself."""
+    shown = {name: each for name, each in amounts.items() if ":" not in name and name != "object_store_memory"}
+    named = ", ".join(
+        f"{math.floor(each / UNITS.get(name, 1) * 100) / 100:g} {'GiB memory' if name == 'memory' else name}"
+        for name, each in shown.items()
+    )
+    return named if len(shown) == 1 else f"({named})"
