@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 
 from s2l_ray.artifacts import DISCARDED, MANIFEST, Artifact, FileRecord, Manifest, find_artifact
 from s2l_ray.errors import ArtifactError
+from s2l_ray.log import display
 from s2l_ray.storage import CHUNK, Storage
 
 HEARTBEAT = "heartbeat.json"
@@ -79,12 +80,37 @@ def find_or_make(
             return known
         output = begin(storage, artifact, fingerprint)
         if output is not None:
-            with output.alive():
+            with output.alive(display.doing()):
                 return make(output)
         if not waited:
             on_wait()
             waited = True
         time.sleep(BUSY_SECONDS)
+
+
+@dataclass(frozen=True)
+class AtWork:
+    """What a run says of the artifact that it is making.
+
+    Attributes:
+        host: where it runs.
+        seconds: since it began.
+        doing: how far it is; empty where it has not said so yet.
+    """
+
+    host: str
+    seconds: float
+    doing: str
+
+
+def at_work(storage: Storage, artifact: str, fingerprint: str) -> AtWork | None:
+    """Return what the run says that is making an artifact now; None where none is."""
+    for staged in _attempts(storage, artifact, fingerprint):
+        beat = staged.heartbeat()
+        if beat is not None and _is_alive(beat):
+            seconds = max(0.0, time.time() - beat.get("since", beat["time"]))
+            return AtWork(beat["host"].partition("/")[0], seconds, beat.get("doing", ""))
+    return None
 
 
 def orphans(storage: Storage) -> list[tuple[str, ...]]:
@@ -231,10 +257,13 @@ class StagedOutput:
         return beat is not None and beat.get("process", _PROCESS) != _PROCESS
 
     @contextmanager
-    def alive(self) -> Iterator[None]:
+    def alive(self, doing: Callable[[], str] = lambda: "") -> Iterator[None]:
         """Say every few seconds that this process is at work here. Advisory: it saves work and guards nothing.
 
         Once another process has taken the attempt over, its word stands and this one is silent.
+
+        Args:
+            doing: tells how far the work is, for `s2l status`.
         """
         stop = threading.Event()
         beat = {
@@ -243,11 +272,12 @@ class StagedOutput:
             "started": _started(os.getpid()),
             "process": _PROCESS,
             "nonce": uuid.uuid4().hex,
+            "since": time.time(),
         }
 
         has_spoken = False
 
-        def say(**now: float) -> None:
+        def say(**now: float | str) -> None:
             nonlocal has_spoken
             # A storage that fails for good fails the stage itself, with a better message than ours.
             with suppress(OSError):
@@ -259,7 +289,7 @@ class StagedOutput:
 
         def beats() -> None:
             while not stop.wait(HEARTBEAT_SECONDS):
-                say(time=time.time())
+                say(time=time.time(), doing=doing())
 
         say(time=time.time())
         thread = threading.Thread(target=beats, name=f"heartbeat-{self.artifact}", daemon=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -145,11 +145,26 @@ class Display:
     def progress(self, label: str, total: float | None = None, unit: str = "") -> Iterator[Task]:
         """Show progress for the length of the block."""
         task = Task(self, f"{label}{self._arms()}", total, unit)
+        own = self._own_tasks()
+        own.append(task)
         try:
             yield task
         finally:
+            own.remove(task)
             with self._lock:
                 task.close()
+
+    def doing(self) -> Callable[[], str]:
+        """Return a function that tells, whatever thread asks it, how far the work of this thread is."""
+        own = self._own_tasks()
+        # A copy: the thread itself goes on with the list.
+        return lambda: next((task.describe() for task in reversed(list(own))), "")
+
+    def _own_tasks(self) -> list[Task]:
+        if not hasattr(self._local, "tasks"):
+            self._local.tasks = []
+        tasks: list[Task] = self._local.tasks
+        return tasks
 
     def _draw(self, task: Task) -> None:
         with self._lock:
