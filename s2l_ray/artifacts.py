@@ -7,8 +7,9 @@ at the folder. `attempts` says how one comes to exist.
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,11 +17,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from s2l_ray.errors import ArtifactError
-from s2l_ray.storage import Storage, digest_of
+from s2l_ray.storage import CHUNK, Storage, digest_of
 
 MANIFEST = "manifest.json"
 DISCARDED = "discarded"
@@ -198,8 +198,12 @@ class Artifact:
                 offset = start - (first or 0)
                 return table.slice(offset, None if stop is None else stop - start)
         except (pa.ArrowException, OSError) as error:
+            # Corrupt bytes are an OSError too, and the checksum tells them from a storage that fails.
+            with self.storage.asked():
+                if isinstance(error, OSError) and not self._is_damaged(record):
+                    raise
             raise ArtifactError(
-                f"{self.uri}/{record.path} cannot be read ({error}). Remove its {MANIFEST}; the stage will run again."
+                f"{self.uri_of(record.path)} cannot be read ({error}). Remove its {MANIFEST}; the stage will run again."
             ) from error
 
     @contextmanager
@@ -214,31 +218,24 @@ class Artifact:
             for record in self.files(f"{prefix}/" if prefix else ""):
                 local = Path(folder) / record.path
                 local.parent.mkdir(parents=True, exist_ok=True)
-                pafs.copy_files(
-                    self.path(record.path),
-                    str(local),
-                    source_filesystem=self.storage.filesystem,
-                    destination_filesystem=pafs.LocalFileSystem(),
-                )
+                with self.storage.open_input(self.path(record.path)) as source, local.open("wb") as copy:
+                    shutil.copyfileobj(source, copy, CHUNK)
             yield Path(folder) / prefix
 
     def damaged_files(self) -> list[str]:
         """Return the files that are missing or differ from their checksum.
 
         Raises:
-            OSError: one cannot be read just now, which says nothing about its bytes.
+            StorageError: one cannot be read just now, which says nothing about its bytes.
         """
-        damaged = []
-        for record in self.manifest.files:
-            try:
-                with self.storage.filesystem.open_input_stream(self.path(record.path)) as stream:
-                    size, digest = digest_of(stream)
-            except FileNotFoundError:
-                damaged.append(record.path)
-                continue
-            if (size, digest) != (record.bytes, record.sha256):
-                damaged.append(record.path)
-        return damaged
+        return [record.path for record in self.manifest.files if self._is_damaged(record)]
+
+    def _is_damaged(self, record: FileRecord) -> bool:
+        try:
+            with self.storage.open_input(self.path(record.path)) as stream:
+                return digest_of(stream) != (record.bytes, record.sha256)
+        except FileNotFoundError:
+            return True
 
     def discard(self) -> None:
         """Take the manifest away, so that the artifact does not exist any more and its stage runs again.
@@ -247,10 +244,7 @@ class Artifact:
         """
         place = (self.manifest.artifact, self.manifest.fingerprint)
         self.storage.write_bytes(b"", *place, str(self.manifest.run["attempt"]), DISCARDED)
-        with suppress(FileNotFoundError):  # another run has seen the same
-            self.storage.filesystem.delete_file(
-                self.storage.path(self.manifest.artifact, self.manifest.fingerprint, MANIFEST)
-            )
+        self.storage.delete_file(*place, MANIFEST)
 
 
 def find_artifact(storage: Storage, artifact: str, fingerprint: str) -> Artifact | None:

@@ -166,10 +166,7 @@ class StagedOutput:
     @contextmanager
     def open(self, path: str) -> Iterator["HashingSink"]:
         """Open a file for writing; its `FileRecord` is `sink.record(rows)` once the block has ended."""
-        full = self.storage.path(*self._parts(path))
-        if self.storage.is_local:
-            Path(full).parent.mkdir(parents=True, exist_ok=True)
-        with self.storage.filesystem.open_output_stream(full) as stream:
+        with self.storage.open_output(self.storage.path(*self._parts(path))) as stream:
             yield HashingSink(stream, path)
 
     def write_bytes(self, path: str, data: bytes, rows: int | None = None) -> FileRecord:
@@ -202,7 +199,7 @@ class StagedOutput:
         """Copy the files that an artifact's manifest names below `prefix`."""
         records = []
         for record in artifact.files():
-            with artifact.storage.filesystem.open_input_stream(artifact.path(record.path)) as source:
+            with artifact.storage.open_input(artifact.path(record.path)) as source:
                 records.append(self._copy(source, _below(prefix, record.path), record.rows))
         return records
 
@@ -225,7 +222,9 @@ class StagedOutput:
         except ValueError:
             return None
         records = [FileRecord(**r) for r in raw["records"]]
-        infos = self.storage.filesystem.get_file_info([self.storage.path(*self._parts(r.path)) for r in records])
+        paths = [self.storage.path(*self._parts(r.path)) for r in records]
+        with self.storage.asked():
+            infos = self.storage.filesystem.get_file_info(paths)
         if any(info.size != record.bytes for info, record in zip(infos, records, strict=True)):
             return None
         return records, raw["note"]
@@ -236,13 +235,12 @@ class StagedOutput:
 
     def read_parquet(self, path: str, columns: list[str] | None = None) -> pa.Table:
         """Read back a Parquet file of the attempt."""
-        with self.storage.filesystem.open_input_file(self.storage.path(*self._parts(path))) as stream:
+        with self.storage.open_input(self.storage.path(*self._parts(path))) as stream:
             return pq.ParquetFile(stream).read(columns=columns)
 
     def remove(self, path: str) -> None:
         """Remove a file of the attempt, if it is there."""
-        if self.read_bytes(path) is not None:
-            self.storage.filesystem.delete_file(self.storage.path(*self._parts(path)))
+        self.storage.delete_file(*self._parts(path))
 
     def heartbeat(self) -> dict[str, Any] | None:
         """Return who last said to be at work here, or None."""

@@ -137,7 +137,7 @@ def count_parameters(artifact: Artifact, prefix: str) -> int:
     total = 0
     for record in artifact.files(prefix):
         if record.path.endswith(".safetensors"):
-            with artifact.storage.filesystem.open_input_file(artifact.path(record.path)) as stream:
+            with artifact.storage.open_input(artifact.path(record.path)) as stream:
                 size = int.from_bytes(stream.read(_HEADER_BYTES), "little")
                 header: dict[str, Any] = json.loads(stream.read(size))
             total += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")

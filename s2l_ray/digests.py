@@ -15,7 +15,7 @@ import pyarrow.fs as pafs
 
 from s2l_ray.artifacts import hash_of
 from s2l_ray.errors import DataError
-from s2l_ray.storage import Storage, file_digest
+from s2l_ray.storage import Storage, file_digest, open_filesystem
 
 CACHE = "input-digests.json"
 MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py")
@@ -85,7 +85,7 @@ def model_files(folder: Path) -> tuple[OutsideFile, ...]:
 def _digest(file: OutsideFile) -> str:
     try:
         if "://" in file.path:
-            filesystem, path = pafs.FileSystem.from_uri(file.path)
+            filesystem, path = open_filesystem(file.path)
         else:
             filesystem, path = pafs.LocalFileSystem(), file.path
         return file_digest(filesystem, path)

@@ -41,5 +41,9 @@ class ArtifactError(S2LError):
     """An artifact is missing, incomplete, altered, or of another schema."""
 
 
+class StorageError(S2LError, OSError):
+    """The storage does not do what it is asked: out of reach, full, not permitted. An `OSError` as well."""
+
+
 class StageFailed(S2LError):
     """A stage ended without its artifact for a reason outside config and data."""

@@ -21,6 +21,7 @@ import pyarrow.fs as pafs
 
 from s2l_ray.config import InputPath
 from s2l_ray.errors import ConfigError, DataError
+from s2l_ray.storage import open_filesystem
 
 FileFormat = Literal["jsonl", "json", "parquet"]
 Warn = Callable[[str], None]
@@ -296,7 +297,7 @@ def _filesystem(path: str, key: str = "input") -> tuple[Any, str]:
     if not is_remote(path):
         return pafs.LocalFileSystem(), path
     try:
-        filesystem, inner = pafs.FileSystem.from_uri(path)
+        filesystem, inner = open_filesystem(path)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ImportError) as error:
         raise ConfigError(
             f"{key}: {_public(path)!r} cannot be opened: {str(error).replace(path, '...')}. Expected a local path or a "

@@ -3,6 +3,8 @@
 import hashlib
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,10 +13,29 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from s2l_ray.errors import ConfigError
+from s2l_ray.errors import ConfigError, StorageError
+from s2l_ray.log import without_user_info
 
 CHUNK = 1 << 22
 """Bytes that are read at once."""
+S3_ATTEMPTS = 7
+"""How often a request is sent to S3 before it has failed. The waits between grow to half a minute in all."""
+
+
+def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
+    """Return the file system of a URI, and the path in it.
+
+    Raises:
+        ArrowException, OSError, ValueError: it is none that pyarrow can open.
+    """
+    filesystem, path = pafs.FileSystem.from_uri(uri)
+    if filesystem.type_name == "s3":
+        # A URI cannot ask for more attempts, nor for one request a small file where there were three. Its other
+        # options are Arrow's to read; the pickled form is where they can be had.
+        _, (options,) = filesystem.__reduce__()
+        retries = pafs.AwsStandardS3RetryStrategy(max_attempts=S3_ATTEMPTS)
+        filesystem = pafs.S3FileSystem(**{**options, "allow_delayed_open": True, "retry_strategy": retries})
+    return filesystem, path
 
 
 @dataclass(frozen=True)
@@ -28,11 +49,12 @@ class Storage:
         """Return the storage at a path or URI; a local path becomes absolute.
 
         Raises:
-            ConfigError: a relative path in a submitted job, a URI that pyarrow cannot open, or no path at all.
+            ConfigError: a relative path in a submitted job, a URI that pyarrow cannot open, a store that does not
+                answer, or no path at all.
         """
         if "://" in uri:
             try:
-                filesystem, inner = pafs.FileSystem.from_uri(uri)
+                filesystem, inner = open_filesystem(uri)
             except (pa.ArrowException, OSError, ValueError) as error:
                 raise ConfigError(
                     f"storage {uri!r}: {error}. Expected a local path or a URI such as s3://bucket/dir."
@@ -40,7 +62,9 @@ class Storage:
             if not inner:
                 raise ConfigError(f"storage {uri!r}: found no bucket or path. Expected a URI such as s3://bucket/dir.")
             if not isinstance(filesystem, pafs.LocalFileSystem):
-                return cls(uri.rstrip("/"))
+                storage = cls(uri.rstrip("/"))
+                storage.check_reachable()
+                return storage
             uri = inner
         try:
             return cls._at_path(uri)
@@ -74,8 +98,8 @@ class Storage:
     def _resolved(self) -> tuple[pafs.FileSystem, str]:
         if self.is_local:
             return pafs.LocalFileSystem(), self.uri
-        filesystem, root = pafs.FileSystem.from_uri(self.uri)
-        return filesystem, root
+        filesystem, root = open_filesystem(self.uri)
+        return filesystem, root.rstrip("/")
 
     def __reduce__(self) -> tuple[type["Storage"], tuple[str]]:
         """Pickle the URI alone: the file system handle belongs to its process."""
@@ -97,10 +121,51 @@ class Storage:
         root, mark, query = self.uri.partition("?")
         return "/".join((root.rstrip("/"), *parts)) + mark + query
 
+    @contextmanager
+    def asked(self) -> Iterator[None]:
+        """Say in words of ours what the storage does not do in the block. That a file is not there is an answer.
+
+        Raises:
+            StorageError: it fails.
+        """
+        try:
+            yield
+        except (FileNotFoundError, StorageError):
+            raise
+        except OSError as error:
+            raise StorageError(
+                f"storage {without_user_info(self.uri)} fails: {error}. Check that it can be reached, read and "
+                "written, and is not full. What is finished is kept there: the same command goes on from it."
+            ) from error
+
+    @contextmanager
+    def open_input(self, path: str) -> Iterator[Any]:
+        """Open a file to be read at any position; `path` as from `path()`.
+
+        Raises:
+            FileNotFoundError: there is none.
+            StorageError: it cannot be opened, or read in the block.
+        """
+        with self.asked(), self.filesystem.open_input_file(path) as stream:
+            yield stream
+
+    @contextmanager
+    def open_output(self, path: str) -> Iterator[Any]:
+        """Open a file to be written from its start, and its folder where the file system needs one.
+
+        Raises:
+            StorageError: it cannot be opened, or written in the block.
+        """
+        with self.asked():
+            if self.is_local:
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+            with self.filesystem.open_output_stream(path) as stream:
+                yield stream
+
     def read_bytes(self, *parts: str) -> bytes | None:
         """Return a whole file, or None where there is none."""
         try:
-            with self.filesystem.open_input_file(self.path(*parts)) as stream:
+            with self.open_input(self.path(*parts)) as stream:
                 return bytes(stream.read())
         except FileNotFoundError:
             return None
@@ -108,14 +173,12 @@ class Storage:
     def write_bytes(self, data: bytes, *parts: str) -> None:
         """Write a whole file, atomically where the file system is local."""
         path = self.path(*parts)
-        if self.is_local:
-            partial = f"{path}.{uuid.uuid4().hex}.partial"
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            Path(partial).write_bytes(data)
-            Path(partial).replace(path)
-            return
-        with self.filesystem.open_output_stream(path) as stream:
+        partial = f"{path}.{uuid.uuid4().hex}.partial" if self.is_local else path
+        with self.open_output(partial) as stream:
             stream.write(data)
+        if self.is_local:
+            with self.asked():
+                Path(partial).replace(path)
 
     def create_exclusively(self, data: bytes, *parts: str) -> bool:
         """Write a whole file unless it exists; return whether it was this call that wrote it.
@@ -123,18 +186,9 @@ class Storage:
         A hard link decides on a local file system. An object store is checked, written and read back: of two
         writers in the same instant one may lose after having believed, so what is read back is what counts.
         """
-        path = self.path(*parts)
         if self.is_local:
-            partial = Path(f"{path}.{uuid.uuid4().hex}.partial")
-            partial.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(data)
-            try:
-                os.link(partial, path)
-            except FileExistsError:
-                return False
-            finally:
-                partial.unlink()
-            return True
+            with self.asked():
+                return _link_exclusively(data, self.path(*parts))
         if self.read_bytes(*parts) is not None:
             return False
         self.write_bytes(data, *parts)
@@ -143,13 +197,34 @@ class Storage:
     def list_folders(self, *parts: str) -> list[str]:
         """Return the names of the folders right below a place, sorted."""
         selector = pafs.FileSelector(self.path(*parts), allow_not_found=True)
-        infos = self.filesystem.get_file_info(selector)
+        with self.asked():
+            infos = self.filesystem.get_file_info(selector)
         return sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory)
+
+    def delete_file(self, *parts: str) -> None:
+        """Remove a file, if it is there."""
+        with self.asked(), suppress(FileNotFoundError):
+            self.filesystem.delete_file(self.path(*parts))
 
     def delete_folder(self, *parts: str) -> None:
         """Remove a folder and everything in it, if it is there."""
-        if self.filesystem.get_file_info(self.path(*parts)).type == pafs.FileType.Directory:
-            self.filesystem.delete_dir(self.path(*parts))
+        with self.asked():
+            if self.filesystem.get_file_info(self.path(*parts)).type == pafs.FileType.Directory:
+                self.filesystem.delete_dir(self.path(*parts))
+
+    def check_reachable(self) -> None:
+        """Refuse a storage that does not answer.
+
+        Raises:
+            ConfigError: it does not.
+        """
+        try:
+            self.filesystem.get_file_info(self.path())
+        except OSError as error:
+            raise ConfigError(
+                f"storage {without_user_info(self.uri)} cannot be reached: {error}. Expected a store that answers and "
+                "lets us read; check the address, the network and the credentials."
+            ) from error
 
     def check_writable(self) -> None:
         """Refuse a storage that cannot be written, before anything is computed for it.
@@ -161,11 +236,25 @@ class Storage:
         name = f"write-test-{uuid.uuid4().hex}"
         try:
             self.create_exclusively(b"", name)
-            self.filesystem.delete_file(self.path(name))
+            self.delete_file(name)
         except OSError as error:
             raise ConfigError(
-                f"storage {self.uri} cannot be written: {error}. Give a folder or bucket that this user may write to."
+                f"storage {without_user_info(self.uri)} cannot be written: {error.__cause__ or error}. "
+                "Give a folder or bucket that this user may write to."
             ) from error
+
+
+def _link_exclusively(data: bytes, path: str) -> bool:
+    partial = Path(f"{path}.{uuid.uuid4().hex}.partial")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    partial.write_bytes(data)
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        return False
+    finally:
+        partial.unlink()
+    return True
 
 
 def file_digest(filesystem: pafs.FileSystem, path: str) -> str:

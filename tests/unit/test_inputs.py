@@ -132,6 +132,8 @@ def test_find_store_that_does_not_answer_is_config_error_without_the_password(mo
     uri = "s3://user:secret@bucket/rows.jsonl"
 
     class Unreachable:
+        type_name = "unreachable"
+
         @classmethod
         def from_uri(cls, uri):
             cls.fail_at("from_uri", uri)
