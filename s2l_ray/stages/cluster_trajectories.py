@@ -24,6 +24,7 @@ from s2l_ray.errors import DataError
 from s2l_ray.guard import SUSPICIOUS_SHARE, SetAside, set_aside
 from s2l_ray.log import Task, display
 from s2l_ray.partition import share_clusters, window_columns
+from s2l_ray.stages import metrics
 from s2l_ray.stages.capacity import remote_options
 
 BLOCK_ROWS = 250_000
@@ -214,6 +215,7 @@ def _cluster(stratum: str, rows: Rows, n_clusters: int, work: _Work) -> Clustere
 
     def on_iteration(stats: kmeans.IterationStats) -> None:
         work.progress.update(before + stats.iteration, note=f"inertia {stats.inertia:.6g}")
+        metrics.set_inertia(stratum, stats.inertia)
 
     result = kmeans.lloyd(
         blocks.step, start_KT, work.config.max_iter, relocate=blocks.farthest, on_iteration=on_iteration

@@ -110,6 +110,8 @@ class Runner:
         return 0.0 if demand is None else demand.total_cpus
 
     def _run_node(self, node: Node) -> Artifact:
+        from s2l_ray.stages.metrics import set_stage_seconds
+
         label = self._pipeline.label(node)
         inputs = {name: self.result.artifacts[parent.key] for name, parent in node.inputs.items()}
 
@@ -117,8 +119,10 @@ class Runner:
             started = time.monotonic()
             self._await_capacity(node, label)
             artifact = self._execute(node, inputs, output)
+            seconds = time.monotonic() - started
+            set_stage_seconds(node.stage, seconds)
             self.result.ran.append(label)
-            display.say(f"{label}: {duration(time.monotonic() - started)}")
+            display.say(f"{label}: {duration(seconds)}")
             return artifact
 
         return find_or_make(

@@ -21,6 +21,7 @@ from s2l_ray.attempts import StagedOutput
 from s2l_ray.config import PoolResources, ResourcesConfig, TrainResources
 from s2l_ray.errors import ConfigError, DataError, S2LError, StageFailed
 from s2l_ray.log import display
+from s2l_ray.stages import metrics
 from s2l_ray.stages.capacity import check_capacity, remote_options
 
 PROGRESS_SECONDS = 0.5
@@ -195,7 +196,7 @@ def map_shards(
     with display.progress(label, sum(size.values()), unit) as progress:
         done = sum(size[piece] for piece in receipts)
         progress.update(done)
-        for piece, receipt in _stream(work, todo, output, pool) if todo else ():
+        for piece, receipt in _stream(work, todo, output, pool, label) if todo else ():
             receipts[piece] = receipt
             done += size[piece]
             progress.update(done)
@@ -203,7 +204,7 @@ def map_shards(
 
 
 def _stream(
-    work: Callable[[Any], Receipt], shards: Sequence[Shard], output: StagedOutput, pool: PoolResources
+    work: Callable[[Any], Receipt], shards: Sequence[Shard], output: StagedOutput, pool: PoolResources, label: str
 ) -> Iterator[tuple[str, Receipt]]:
     import ray.data
 
@@ -214,17 +215,25 @@ def _stream(
         if not os.environ.get("S2L_VERBOSE"):
             quieten()
         items = ray.data.range(len(shards), override_num_blocks=len(shards))
-        arguments = {"work": work, "shards": ray.put(list(shards)), "output": output, "threads": pool.threads}
+        arguments = {
+            "work": work,
+            "shards": ray.put(list(shards)),
+            "output": output,
+            "threads": pool.threads,
+            "label": label,
+        }
         options = remote_options(pool)
         # A GPU belongs to a process for good, so there it is a pool of actors. On CPUs plain tasks do the same with
         # fewer process starts, which weigh more than the arithmetic of a small run: the next stage finds them warm.
         if pool.gpus:
             most = min(pool.actors[1], len(shards))
             strategy = ray.data.ActorPoolStrategy(min_size=min(pool.actors[0], most), max_size=most)
-            results = items.map(_ShardActor, fn_constructor_kwargs=arguments, compute=strategy, **options)
+            results = items.map(
+                _titled(_ShardActor, label), fn_constructor_kwargs=arguments, compute=strategy, **options
+            )
         else:
             strategy = ray.data.TaskPoolStrategy(size=min(pool.actors[1], len(shards)))
-            results = items.map(_run_shard, fn_kwargs=arguments, compute=strategy, **options)
+            results = items.map(_titled(_ShardTask, label)(), fn_kwargs=arguments, compute=strategy, **options)
     for row in results.iter_rows():
         answer = json.loads(row["answer"])
         if "error" in answer:
@@ -232,8 +241,13 @@ def _stream(
         yield answer["piece"], ([FileRecord(**record) for record in answer["records"]], answer["note"])
 
 
+def _titled(base: type, label: str) -> type:
+    """Return a class under the name that Ray's dashboard is to show for a stage."""
+    return type(label.title().replace(" ", ""), (base,), {})
+
+
 def _run_shard(
-    row: dict[str, Any], work: Callable[[Any], Receipt], shards: Any, output: StagedOutput, threads: int
+    row: dict[str, Any], work: Callable[[Any], Receipt], shards: Any, output: StagedOutput, threads: int, label: str
 ) -> dict[str, str]:
     limit_threads(threads)
     shard = ray.get(shards)[row["id"]]
@@ -243,7 +257,13 @@ def _run_shard(
         # Raised inside Ray Data it would arrive wrapped in a traceback of other people's code.
         return {"answer": json.dumps({"error": encode_error(error)})}
     output.keep(shard.piece, records, note)
+    metrics.count_rows(label, shard.rows)
     return {"answer": json.dumps({"piece": shard.piece, "records": [asdict(r) for r in records], "note": note})}
+
+
+class _ShardTask:
+    def __call__(self, row: dict[str, Any], **arguments: Any) -> dict[str, str]:
+        return _run_shard(row, **arguments)
 
 
 class _ShardActor:

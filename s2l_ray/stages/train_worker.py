@@ -26,6 +26,7 @@ from s2l_ray.engines import (
     use_deterministic_kernels,
 )
 from s2l_ray.models import build_model, device_and_precision, save_model
+from s2l_ray.stages import metrics
 from s2l_ray.stages.runtime import TrainingRun, publish_progress, train
 from s2l_ray.tokens import TokenRows
 from s2l_ray.training import BatchOrder, Plan, Position, Schedule, Share, StepReport, pauses, train_loop
@@ -160,6 +161,8 @@ class _Worker:
         self.steps.append(asdict(report))
         if self.rank == 0:
             publish_progress(self.job.output, report.step, f"loss {report.mean_loss:.3f}")
+            metrics.count_tokens(self.job.key, report.response_tokens)
+            metrics.set_loss(self.job.key, report.mean_loss)
 
     def on_keep(self, report: StepReport) -> None:
         """Keep the weights of a step."""

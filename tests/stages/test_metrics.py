@@ -1,0 +1,61 @@
+"""What a run says about itself to Prometheus: a real head is scraped while real stages run on it."""
+
+import re
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from s2l_ray.experiment import load_experiment
+from s2l_ray.plan import build_pipeline
+from s2l_ray.stages.run import Runner
+from s2l_ray.storage import Storage
+from tests.conftest import write_config
+
+METRICS = ("s2l_rows", "s2l_tokens", "s2l_loss_nats_per_token", "s2l_kmeans_inertia", "s2l_stage_seconds")
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """The port at which a local Ray with a dashboard is scraped."""
+    ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=True,
+        dashboard_port=0,
+        log_to_driver=False,
+        logging_level="error",
+        _system_config={"metrics_report_interval_ms": 500},
+    )
+    yield ray.nodes()[0]["MetricsExportPort"]
+    ray.shutdown()
+
+
+def scrape(port: int) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        return str(answer.read().decode())
+
+
+def value(text: str, name: str, stage: str) -> float:
+    return sum(
+        float(v) for v in re.findall(rf'^ray_{name}(?:_total)?{{[^}}]*stage="{stage}"[^}}]*}} (\S+)$', text, re.M)
+    )
+
+
+def test_a_run_counts_rows_tokens_losses_inertia_and_seconds(port: int, tmp_path: Path) -> None:
+    config = write_config(tmp_path, resources={"train_proxy": {"launcher": "task"}}, target={"engine": "torch"})
+    experiment = load_experiment(config)
+    pipeline = build_pipeline(experiment).until("select_subset")
+    Runner(pipeline, Storage.at(experiment.shared.storage), experiment.shared.resources).run()
+    deadline = time.monotonic() + 60
+    while not all(f"ray_{name}" in (text := scrape(port)) for name in METRICS):
+        assert time.monotonic() < deadline, [name for name in METRICS if f"ray_{name}" not in text]
+        time.sleep(1)
+    assert value(text, "s2l_rows", "score examples") == 600
+    assert value(text, "s2l_tokens", "proxy") == 30 * 16 * 3
+    assert value(text, "s2l_loss_nats_per_token", "proxy") > 0
+    assert value(text, "s2l_kmeans_inertia", "all") > 0
+    assert value(text, "s2l_stage_seconds", "train_proxy") > 0
