@@ -3,11 +3,12 @@
 import argparse
 import json
 import os
+import signal
 import sys
 import threading
 import traceback
-from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from s2l_ray.errors import ConfigError, S2LError
@@ -15,6 +16,11 @@ from s2l_ray.experiment import experiment_of, load_experiment, load_sparse
 from s2l_ray.log import STAGE_THREAD, display, without_user_info
 
 INTERRUPTED = 130
+"""The exit code says what came of it, not which signal asked: interrupted, and the same command goes on."""
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
+"""Ctrl-C, and what `ray job stop`, Slurm and Kubernetes send."""
+LEAVE_SECONDS = 10.0
+"""How long Ray may take to end its processes. Without it they end too, some of them a minute later."""
 
 Document = Mapping[str, Any]
 """What a command prints with `--json`."""
@@ -26,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     display.quiet = bool(options.json)
     try:
         # Ray prints notices of its own, which have no place in a document.
-        with redirect_stdout(sys.stderr):
+        with _interruptible(), redirect_stdout(sys.stderr):
             document = options.command(options)
         if options.json:
             print(without_user_info(json.dumps(document)), flush=True)
@@ -34,8 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except S2LError as error:
         display.error(str(error))
         code = error.exit_code
-    except KeyboardInterrupt:
-        display.error("interrupted. The same command goes on from here.")
+    except KeyboardInterrupt as interrupt:
+        display.error(f"{str(interrupt) or 'interrupted'}. The same command goes on from here.")
         code = INTERRUPTED
     except BrokenPipeError:
         # The reader of our output has gone; nothing is left to say.
@@ -52,6 +58,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """End in good order at the first signal that asks for it, at once at the second; one that is ignored stays so."""
+    before = {number: signal.getsignal(number) for number in INTERRUPTS}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if signal.getsignal(number) is _interrupt:
+                signal.signal(number, handler)
+
+
+def _interrupt(number: int, _: object) -> None:
+    for each in INTERRUPTS:
+        signal.signal(each, signal.SIG_DFL)
+    raise KeyboardInterrupt(f"interrupted by {signal.Signals(number).name}")
+
+
 def _stages_are_at_work() -> bool:
     return any(thread.name.startswith(STAGE_THREAD) for thread in threading.enumerate())
 
@@ -59,10 +86,17 @@ def _stages_are_at_work() -> bool:
 def _end_process(code: int) -> None:
     """End without waiting for stages at work in Ray, which cannot be called back.
 
-    Ray ends them with this process; what they had finished is there for the same command to go on from.
+    What they had finished is there for the same command to go on from. All is said: what they say of losing Ray
+    helps nobody.
     """
+    from s2l_ray.stages import runtime
+
     sys.stdout.flush()
     sys.stderr.flush()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+    leaving = threading.Thread(target=runtime.disconnect, daemon=True)
+    leaving.start()
+    leaving.join(LEAVE_SECONDS)
     os._exit(code)
 
 

@@ -110,14 +110,21 @@ def _title(process: psutil.Process) -> str:
         return ""
 
 
-def test_interrupted_run_exits_130_and_goes_on(tmp_path: Path) -> None:
+def test_interrupted_run_exits_130_ends_its_ray_and_goes_on(tmp_path: Path) -> None:
     config, storage = write_config(tmp_path), tmp_path / "storage"
     arguments = ("run", str(config), "--json", "--until", "train_proxy")
-    process = subprocess.Popen(command(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    wait_for(at_work_on(storage, "proxy", "step=000005/*.safetensors"), process)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130, stderr.decode()
+    for asked, sign in ((signal.SIGINT, "step=000005"), (signal.SIGTERM, "step=000020")):
+        process = subprocess.Popen(command(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        wait_for(at_work_on(storage, "proxy", f"{sign}/*.safetensors"), process)
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(asked)
+        _, stderr = process.communicate(timeout=WAIT_SECONDS)
+        assert process.returncode == 130, stderr.decode()
+        assert len(stderr.splitlines()) == 1, stderr.decode()
+        assert b"same command" in stderr
+        assert len(children) > 3
+        assert psutil.wait_procs(children, timeout=WAIT_SECONDS)[1] == []
+        assert not any(path.startswith("proxy/") for path in manifests(storage))
     assert run_s2l(*arguments).returncode == 0
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -206,6 +207,53 @@ def test_interrupt_says_how_to_go_on(capsys, monkeypatch):
     monkeypatch.setattr(cli, "load_sparse", interrupt)
     _, _, err = run(capsys, "plan", QUICKSTART)
     assert "same command" in err
+
+
+@pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM])
+def test_signal_ends_the_command_with_130_and_one_line(tmp_path, asked):
+    config = tmp_path / "never-written.yaml"
+    os.mkfifo(config)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "s2l_ray", "plan", str(config)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    writer = os.open(config, os.O_WRONLY)  # opens when the command has: now it waits for the text
+    process.send_signal(asked)
+    out, err = process.communicate(timeout=120)
+    os.close(writer)
+    assert (process.returncode, out) == (130, "")
+    assert len(err.splitlines()) == 1
+    assert asked.name in err
+
+
+@pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM])
+def test_second_signal_ends_the_command_at_once(asked):
+    code = (
+        "import signal\n"
+        "from s2l_ray.cli import _interruptible\n"
+        "try:\n"
+        f"    with _interruptible(): signal.raise_signal({int(asked)})\n"
+        f"except KeyboardInterrupt: signal.raise_signal({int(asked)})\n"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=ROOT, check=False)
+    assert (process.returncode, process.stderr) == (-asked, b"")
+
+
+def test_command_leaves_signals_as_they_were_and_an_ignored_one_ignored(monkeypatch):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    seen = []
+    monkeypatch.setattr(cli, "load_sparse", lambda *_: seen.append(signal.getsignal(signal.SIGINT)))
+    try:
+        with pytest.raises(AttributeError):
+            cli.main(["plan", QUICKSTART])
+        assert seen == [signal.SIG_IGN]
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_fault_of_ours_is_not_swallowed(monkeypatch):
