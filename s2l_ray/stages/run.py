@@ -70,6 +70,7 @@ class Runner:
 
             self._storage.check_writable()
             is_ours = runtime.connect(self._resources)
+            runtime.check_shared(self._storage)
             self._run_nodes(todo)
             if is_ours:
                 runtime.disconnect()
