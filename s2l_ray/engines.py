@@ -5,6 +5,7 @@ optimizer step on the mean loss per response token. Both clip gradients alike an
 """
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 STATE = "training_state.json"
 TAG = "deepspeed"
+SEAL = "checksums-"
+"""Start of the name of a worker's list of checksums."""
 
 
 @dataclass(frozen=True)
@@ -273,6 +276,34 @@ def save_progress(folder: Path, progress: Mapping[str, Any]) -> None:
 def load_progress(folder: Path) -> dict[str, Any]:
     """Read what `save_progress` wrote."""
     return dict(json.loads((folder / STATE).read_text(encoding="utf-8")))
+
+
+def seal(folder: Path, rank: int) -> None:
+    """Write the checksums of what a worker has saved, itself among other workers' files later."""
+    found = {str(path.relative_to(folder)): _checksum(path) for path in _files(folder)}
+    (folder / f"{SEAL}{rank}.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
+
+
+def is_sealed(folder: Path) -> bool:
+    """Return whether a checkpoint is what was saved: nothing in it may be opened before that is known."""
+    listed: dict[str, str] = {}
+    for path in folder.glob(f"{SEAL}*.json"):
+        try:
+            listed |= json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            return False
+    files = {str(path.relative_to(folder)): path for path in _files(folder)}
+    return files.keys() == listed.keys() and all(_checksum(path) == listed[name] for name, path in files.items())
+
+
+def _files(folder: Path) -> list[Path]:
+    # Ray Train keeps notes of its own in a checkpoint, in hidden files.
+    return [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith((SEAL, "."))]
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _all_reduce(value: float, world_size: int, device: "torch.device") -> float:

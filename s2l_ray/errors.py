@@ -4,7 +4,8 @@ Every message says what was found, what was expected and what to do. `exit_code`
 2 when the config or the data must change, 1 when the run itself failed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 class S2LError(Exception):
@@ -47,3 +48,15 @@ class StorageError(S2LError, OSError):
 
 class StageFailed(S2LError):
     """A stage ended without its artifact for a reason outside config and data."""
+
+
+def encode_error(error: S2LError) -> dict[str, Any]:
+    """Return an error as plain data, to leave a worker as what it is and not wrapped in other people's tracebacks."""
+    return {"type": type(error).__name__, "message": str(error), "ids": list(getattr(error, "example_ids", ()))}
+
+
+def decode_error(data: Mapping[str, Any]) -> S2LError:
+    """Return the error that `encode_error` took."""
+    kinds: list[type[S2LError]] = [S2LError, *S2LError.__subclasses__()]
+    kind = next(found for found in kinds if found.__name__ == data["type"])
+    return DataError(data["message"], data["ids"]) if kind is DataError else kind(data["message"])

@@ -181,6 +181,10 @@ class Position:
     """Of all workers, since the last kept step [nats]."""
     tokens: int = 0
     """Response tokens since the last kept step."""
+    log_loss_sum: float = 0.0
+    """Of all workers, since the last report [nats]."""
+    log_tokens: int = 0
+    """Response tokens since the last report."""
 
 
 def pauses(total_steps: int, every: int | None) -> frozenset[int]:
@@ -203,6 +207,7 @@ def train_loop(
     on_step: Callable[[StepReport], None],
     on_keep: Callable[[StepReport], None],
     on_pause: Callable[[Position], None],
+    is_urgent: Callable[[int], bool] = lambda step: False,
 ) -> None:
     """Train from after `start` to the end.
 
@@ -213,18 +218,21 @@ def train_loop(
         keep: steps after which `on_keep` is called, with the losses since the last of them.
         pause: steps after which `on_pause` is called, last of all; from `pauses`.
         on_step: called every `LOG_STEPS` steps and at the end, with the losses since the last call.
+        is_urgent: asked after a step whether to pause there too; all workers must answer alike.
 
     Raises:
         DataError: the loss is NaN or infinite.
     """
-    log, kept, own = _Tally(), _Tally(start.loss_sum, start.tokens), _Tally()
+    log, kept = _Tally(start.log_loss_sum, start.log_tokens), _Tally(start.loss_sum, start.tokens)
+    own = _Tally()
     total = plan.schedule.total_steps
     for step in range(start.step + 1, total + 1):
         batches, tokens = plan.micro_batches(step)
         rate = plan.schedule.learning_rate(step)
         own.add(engine.train_step(batches, tokens, rate, plan.seed_of(step)), tokens)
         at_log = step % LOG_STEPS == 0 or step == total
-        if not (at_log or step in keep):
+        leave = step in pause or is_urgent(step)
+        if not (at_log or step in keep or leave):
             continue
         seen = _over_workers(engine, own, step)
         own = _Tally()
@@ -236,8 +244,8 @@ def train_loop(
         if step in keep:
             on_keep(kept.report(step, plan.epoch_of(step), rate))
             kept = _Tally()
-        if step in pause:
-            on_pause(Position(step, kept.loss_sum, kept.tokens))
+        if leave:
+            on_pause(Position(step, kept.loss_sum, kept.tokens, log.loss_sum, log.tokens))
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """A real object store for tests: moto's S3 server in a process of its own, behind a proxy that can disturb it."""
 
 import http.client
+import json
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
+from s2l_ray.artifacts import MANIFEST
 from s2l_ray.storage import Storage
 
 BUCKET = "bucket"
@@ -23,8 +25,12 @@ OF_A_HOP = ("connection", "transfer-encoding", "expect", "content-length")
 """Headers that are said anew to the next in line."""
 SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 
-Disturb = Callable[[int], float | None]
-"""The number of a request, from 1 -> how long it is held back [s], or None where it is answered by 503 SlowDown."""
+Disturb = Callable[[int, str], float | None]
+"""Number of a request, from 1, and `METHOD /path` -> how long it is held back [s], None: it is answered by 503."""
+
+
+def undisturbed(number: int, request: str) -> float | None:
+    return 0.0
 
 
 class ObjectStore(ThreadingHTTPServer):
@@ -37,7 +43,7 @@ class ObjectStore(ThreadingHTTPServer):
         super().__init__((LOOPBACK, 0), _Handler)
         self.upstream = upstream
         self.requests: list[str] = []
-        self.disturb: Disturb = lambda n: 0.0
+        self.disturb: Disturb = undisturbed
         self.is_down = False
         self._lock = threading.Lock()
 
@@ -68,7 +74,7 @@ class ObjectStore(ThreadingHTTPServer):
 
     def calm(self) -> None:
         """Forget what was asked, and disturb nothing from now on."""
-        self.disturb, self.requests = (lambda n: 0.0), []
+        self.disturb, self.requests = undisturbed, []
 
     def go_down(self) -> None:
         """Refuse every connection from now on, and drop those that are open."""
@@ -85,9 +91,9 @@ class _Handler(BaseHTTPRequestHandler):
     server: ObjectStore
 
     def _forward(self) -> None:
-        number = self.server.note(f"{self.command} {self.path}")
+        request = f"{self.command} {self.path}"
         body = self._body()
-        held_back = self.server.disturb(number)
+        held_back = self.server.disturb(self.server.note(request), request)
         if self.server.is_down:
             self.close_connection = True
             return
@@ -172,3 +178,18 @@ def _wait_for(port: int, process: "subprocess.Popen[bytes]") -> None:
             if probe.connect_ex((LOOPBACK, port)) == 0:
                 return
         time.sleep(0.05)
+
+
+def manifests(storage: Storage) -> dict[str, dict[str, Any]]:
+    """Return every manifest without its `run` part, by address."""
+    found = {}
+    for artifact in storage.list_folders():
+        for fingerprint in storage.list_folders(artifact):
+            data = storage.read_bytes(artifact, fingerprint, MANIFEST)
+            if data is not None:
+                manifest = json.loads(data)
+                manifest.pop("run")
+                if artifact == "report":
+                    manifest.pop("files")  # it shows the seconds that the run took
+                found[f"{artifact}/{fingerprint}"] = manifest
+    return found

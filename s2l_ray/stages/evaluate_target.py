@@ -19,7 +19,7 @@ from s2l_ray.losses import mean_losses, response_loss_module
 from s2l_ray.models import device_and_precision, load_model
 from s2l_ray.plan import EvaluateSettings
 from s2l_ray.scoring import Mean, mean_of, means_by_group, weighted_mean
-from s2l_ray.stages.runtime import Receipt, map_shards
+from s2l_ray.stages.shards import Receipt, map_shards
 from s2l_ray.tokens import TokenRows, opened_tokenizer
 
 if TYPE_CHECKING:

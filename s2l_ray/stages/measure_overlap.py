@@ -16,7 +16,7 @@ from s2l_ray.attempts import StagedOutput
 from s2l_ray.config import ResourcesConfig
 from s2l_ray.log import display
 from s2l_ray.overlap import NGRAM_WORDS, Grade, HeldOutPrompts, PromptKeys, count_grades, prompt_keys
-from s2l_ray.stages.runtime import ExamplesFile, Receipt, map_shards
+from s2l_ray.stages.shards import ExamplesFile, Receipt, map_shards
 
 
 @dataclass(frozen=True)

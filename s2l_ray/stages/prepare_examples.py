@@ -33,7 +33,7 @@ from s2l_ray.inputs import InputFile, check_unchanged, find_inputs, listed
 from s2l_ray.layouts import Layout, detect_layout
 from s2l_ray.log import display
 from s2l_ray.plan import PrepareSettings, check_rejected
-from s2l_ray.stages.runtime import Receipt, map_shards
+from s2l_ray.stages.shards import Receipt, map_shards
 
 ROW_GROUP = 4096
 PART_GROUPS = 16

@@ -1,33 +1,21 @@
-"""Ray: joining or starting it, what it must have, work over shards, and training runs.
-
-Everything that is peculiar to Ray stands here; the stages say what is to be done.
-"""
+"""Ray: joining or starting it, leaving it, and what its nodes must share."""
 
 import functools
-import json
 import logging
 import os
 import signal
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import ray
 
-from s2l_ray import errors
-from s2l_ray.artifacts import Artifact, FileRecord
-from s2l_ray.attempts import StagedOutput
-from s2l_ray.config import PoolResources, ResourcesConfig, TrainResources
-from s2l_ray.errors import ConfigError, DataError, S2LError, StageFailed
+from s2l_ray.config import ResourcesConfig
+from s2l_ray.errors import ConfigError, StageFailed
 from s2l_ray.log import display
-from s2l_ray.stages import metrics
-from s2l_ray.stages.capacity import check_capacity, remote_options
+from s2l_ray.stages.capacity import check_capacity
 from s2l_ray.storage import Storage
 
-PROGRESS_SECONDS = 0.5
 SHARED_SECONDS = 60.0
 """How long the other nodes may take to say whether they see the storage."""
 
@@ -44,12 +32,10 @@ SETTINGS = {
 }
 """Ray's switches that are environment variables; what the user has set stays."""
 
-_ray_lock = threading.RLock()
-
 
 def quieten() -> None:
-    """Silence Ray's notices; errors and tracebacks stay."""
-    for name in NOISE:
+    """Silence Ray's notices, unless S2L_VERBOSE is set; errors and tracebacks stay."""
+    for name in NOISE if not os.environ.get("S2L_VERBOSE") else ():
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
@@ -69,8 +55,7 @@ def connect(resources: ResourcesConfig) -> bool:
         return False
     address = resources.address or os.environ.get("RAY_ADDRESS")
     verbose = bool(os.environ.get("S2L_VERBOSE"))
-    if not verbose:
-        quieten()
+    quieten()
     options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": verbose}
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
@@ -106,179 +91,6 @@ def disconnect() -> None:
     ray.shutdown()
 
 
-class Shard(Protocol):
-    """A unit of work over rows."""
-
-    @property
-    def piece(self) -> str:
-        """Name of the unit, unique and stable within the artifact."""
-
-    @property
-    def rows(self) -> int:
-        """Its size, for the progress bar."""
-
-
-@dataclass(frozen=True)
-class ExamplesFile:
-    """A file of examples as a unit of work."""
-
-    record: FileRecord
-
-    @property
-    def piece(self) -> str:
-        """Number of the file."""
-        return self.record.path.removeprefix("examples-").removesuffix(".parquet")
-
-    @property
-    def rows(self) -> int:
-        """Its rows."""
-        return self.record.rows or 0
-
-
-@dataclass(frozen=True)
-class RowRange:
-    """Rows `start:stop` of one Parquet file of an artifact: a unit of work over a large file."""
-
-    piece: str
-    record: FileRecord
-    start: int
-    stop: int
-
-    @property
-    def rows(self) -> int:
-        """How many."""
-        return self.stop - self.start
-
-
-def row_ranges(artifact: Artifact, prefix: str, most: int) -> list[RowRange]:
-    """Cut the files whose path starts with `prefix` into ranges of `most` rows, each named by its file and first row.
-
-    The cuts depend on the artifact alone, so what is computed within a range does too.
-    """
-    return [
-        RowRange(
-            f"{record.path.removeprefix(prefix).removesuffix('.parquet')}-{start:010d}",
-            record,
-            start,
-            min(start + most, record.rows or 0),
-        )
-        for record in artifact.files(prefix)
-        for start in range(0, record.rows or 0, most)
-    ]
-
-
-Receipt = tuple[list[FileRecord], dict[str, Any]]
-"""The files that a unit of work wrote, and what it has to say."""
-
-
-def map_shards(
-    work: Callable[[Any], Receipt],
-    shards: Sequence[Shard],
-    output: StagedOutput,
-    pool: PoolResources,
-    *,
-    label: str,
-    unit: str = "rows",
-) -> list[Receipt]:
-    """Run `work` over shards with Ray Data and return the receipts in order of the shards.
-
-    The pool grows and shrinks between its bounds. A shard that an earlier attempt finished is not done again.
-
-    Args:
-        work: picklable; called in a worker, returns what it wrote through `output`.
-        shards: the units of work.
-        output: where receipts are kept.
-        pool: how many workers and what each gets.
-        label: for the progress bar.
-        unit: of `Shard.rows`.
-
-    Raises:
-        S2LError: what `work` raised; never retried.
-    """
-    receipts = {shard.piece: kept for shard in shards if (kept := output.finished(shard.piece)) is not None}
-    todo = [shard for shard in shards if shard.piece not in receipts]
-    size = {shard.piece: shard.rows for shard in shards}
-    with display.progress(label, sum(size.values()), unit) as progress:
-        done = sum(size[piece] for piece in receipts)
-        progress.update(done)
-        for piece, receipt in _stream(work, todo, output, pool, label) if todo else ():
-            receipts[piece] = receipt
-            done += size[piece]
-            progress.update(done)
-    return [receipts[shard.piece] for shard in shards]
-
-
-def _stream(
-    work: Callable[[Any], Receipt], shards: Sequence[Shard], output: StagedOutput, pool: PoolResources, label: str
-) -> Iterator[tuple[str, Receipt]]:
-    import ray.data
-
-    with _ray_lock:
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        context.print_on_execution_start = False
-        if not os.environ.get("S2L_VERBOSE"):
-            quieten()
-        items = ray.data.range(len(shards), override_num_blocks=len(shards))
-        arguments = {
-            "work": work,
-            "shards": ray.put(list(shards)),
-            "output": output,
-            "threads": pool.threads,
-            "label": label,
-        }
-        options = remote_options(pool)
-        # A GPU belongs to a process for good, so there it is a pool of actors. On CPUs plain tasks do the same with
-        # fewer process starts, which weigh more than the arithmetic of a small run: the next stage finds them warm.
-        if pool.gpus:
-            most = min(pool.actors[1], len(shards))
-            strategy = ray.data.ActorPoolStrategy(min_size=min(pool.actors[0], most), max_size=most)
-            results = items.map(
-                _titled(_ShardActor, label), fn_constructor_kwargs=arguments, compute=strategy, **options
-            )
-        else:
-            strategy = ray.data.TaskPoolStrategy(size=min(pool.actors[1], len(shards)))
-            results = items.map(_titled(_ShardTask, label)(), fn_kwargs=arguments, compute=strategy, **options)
-    for row in results.iter_rows():
-        answer = json.loads(row["answer"])
-        if "error" in answer:
-            raise decode_error(answer["error"])
-        yield answer["piece"], ([FileRecord(**record) for record in answer["records"]], answer["note"])
-
-
-def _titled(base: type, label: str) -> type:
-    """Return a class under the name that Ray's dashboard is to show for a stage."""
-    return type(label.title().replace(" ", ""), (base,), {})
-
-
-def _run_shard(
-    row: dict[str, Any], work: Callable[[Any], Receipt], shards: Any, output: StagedOutput, threads: int, label: str
-) -> dict[str, str]:
-    limit_threads(threads)
-    shard = ray.get(shards)[row["id"]]
-    try:
-        records, note = work(shard)
-        output.keep(shard.piece, records, note)
-    except S2LError as error:
-        # Raised inside Ray Data it would arrive wrapped in a traceback of other people's code.
-        return {"answer": json.dumps({"error": encode_error(error)})}
-    metrics.count_rows(label, shard.rows)
-    return {"answer": json.dumps({"piece": shard.piece, "records": [asdict(r) for r in records], "note": note})}
-
-
-class _ShardTask:
-    def __call__(self, row: dict[str, Any], **arguments: Any) -> dict[str, str]:
-        return _run_shard(row, **arguments)
-
-
-class _ShardActor:
-    def __init__(self, **arguments: Any) -> None:
-        self._arguments = arguments
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, str]:
-        return _run_shard(row, **self._arguments)
-
-
 def limit_threads(threads: int) -> None:
     """Give the arithmetic libraries of this process a number of threads: Ray's own default is one for any worker."""
     import sys
@@ -288,154 +100,6 @@ def limit_threads(threads: int) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(threads)
-
-
-def encode_error(error: S2LError) -> dict[str, Any]:
-    """Return an error of ours as plain data."""
-    return {"type": type(error).__name__, "message": str(error), "ids": list(getattr(error, "example_ids", ()))}
-
-
-def decode_error(data: dict[str, Any]) -> S2LError:
-    """Return the error that `encode_error` took."""
-    kind = getattr(errors, data["type"])
-    return DataError(data["message"], data["ids"]) if kind is DataError else kind(data["message"])
-
-
-FAILURE = "failure.json"
-
-
-@dataclass(frozen=True)
-class TrainingRun:
-    """A training function and what it gets; the function runs on every worker."""
-
-    function: Callable[[Any], None]
-    job: Any
-    total_steps: int
-    label: str
-
-
-def train(run: TrainingRun, output: StagedOutput, resources: TrainResources) -> None:
-    """Run a training function, on a gang of workers or in a task of its own as `resources.launcher` says.
-
-    Raises:
-        S2LError: what the function raised on rank 0; never retried.
-        StageFailed: workers died more often than `max_failures` allows.
-    """
-    import ray.train
-
-    output.remove(FAILURE)
-    launch = _train_in_task if resources.launcher == "task" else _train_on_gang
-    with _shown_progress(run, output):
-        try:
-            launch(run, output, resources)
-        except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
-            _raise_failure(output)
-            last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-            raise StageFailed(
-                f"{run.label}: the training workers failed ({last}). The same command goes on from the last "
-                "checkpoint; with S2L_VERBOSE=1 it shows their output."
-            ) from error
-    _raise_failure(output)
-
-
-def _train_on_gang(run: TrainingRun, output: StagedOutput, resources: TrainResources) -> None:
-    """Let Ray Train start the workers together, and go on from where an earlier attempt stopped."""
-    import ray.train
-    import ray.train.torch
-
-    shared_gpu = 0 < resources.gpus < 1
-    trainer = ray.train.torch.TorchTrainer(
-        _training_worker,
-        train_loop_config={"run": run, "output": output, "threads": resources.threads},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=resources.workers,
-            use_gpu=resources.gpus > 0,
-            resources_per_worker=resources.bundle,
-            label_selector=resources.selector or None,
-        ),
-        torch_config=ray.train.torch.TorchConfig(backend="gloo" if shared_gpu or not resources.gpus else "nccl"),
-        run_config=ray.train.RunConfig(
-            name="train",
-            storage_path=output.scratch_uri,
-            failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-        ),
-    )
-    trainer.fit()
-
-
-def _train_in_task(run: TrainingRun, output: StagedOutput, resources: TrainResources) -> None:
-    """Train in a worker process of Ray's that may be warm from the stage before: seconds less than a gang's start."""
-    task = ray.remote(_training_task).options(
-        name=run.label,
-        **remote_options(resources),
-        max_retries=resources.max_failures,
-        # Not within the placement group of a Tune trial, which holds nothing.
-        scheduling_strategy="DEFAULT",
-    )
-    ray.get(task.remote({"run": run, "output": output, "threads": resources.threads}))
-
-
-def _raise_failure(output: StagedOutput) -> None:
-    failure = output.read_bytes(FAILURE)
-    if failure is not None:
-        raise decode_error(json.loads(failure))
-
-
-def _training_worker(config: dict[str, Any]) -> None:
-    import ray.train
-
-    # Other workers wait for this one in a collective operation; its death is what ends them.
-    _training_task(config, fail_together=ray.train.get_context().get_world_size() > 1)
-
-
-def _training_task(config: dict[str, Any], fail_together: bool = False) -> None:
-    limit_threads(config["threads"])
-    import torch
-
-    torch.set_num_threads(config["threads"])
-    run: TrainingRun = config["run"]
-    output: StagedOutput = config["output"]
-    if output.read_bytes(FAILURE) is not None:
-        return  # Ray tries again after any failure; an error of ours would only come again.
-    try:
-        run.function(run.job)
-    except S2LError as error:
-        output.write_bytes(FAILURE, json.dumps(encode_error(error)).encode())
-        if fail_together:
-            raise
-
-
-def publish_progress(output: StagedOutput, step: int, note: str) -> None:
-    """Say from a training worker how far the run is."""
-    from ray.experimental import internal_kv
-
-    internal_kv._internal_kv_put(f"s2l/{output.attempt}", json.dumps([step, note]), overwrite=True)
-
-
-@contextmanager
-def _shown_progress(run: TrainingRun, output: StagedOutput) -> Iterator[None]:
-    from ray.experimental import internal_kv
-
-    stop = threading.Event()
-
-    def poll(progress: Any) -> None:
-        while not stop.wait(PROGRESS_SECONDS):
-            data = internal_kv._internal_kv_get(f"s2l/{output.attempt}")
-            if data:
-                step, note = json.loads(data)
-                progress.update(step, note=note)
-
-    with display.progress(run.label, run.total_steps, "steps") as progress:
-        thread = threading.Thread(target=poll, args=(progress,), daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
-            if ray.is_initialized():
-                internal_kv._internal_kv_del(f"s2l/{output.attempt}")
 
 
 @functools.cache

@@ -16,7 +16,7 @@ from s2l_ray.attempts import StagedOutput
 from s2l_ray.config import ResourcesConfig, TokensConfig
 from s2l_ray.errors import ArtifactError, DataError
 from s2l_ray.log import display
-from s2l_ray.stages.runtime import ExamplesFile, Receipt, map_shards
+from s2l_ray.stages.shards import ExamplesFile, Receipt, map_shards
 from s2l_ray.tokens import NO_RESPONSE, opened_tokenizer, render, tokens_table
 
 BATCH_ROWS = 4096

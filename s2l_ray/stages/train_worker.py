@@ -6,6 +6,7 @@ the staged output: weights at the wanted steps, `metrics.jsonl`, and a checkpoin
 
 import json
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,19 +22,25 @@ from s2l_ray.engines import (
     Engine,
     EngineSettings,
     TorchEngine,
+    is_sealed,
     load_progress,
     save_progress,
+    seal,
     use_deterministic_kernels,
 )
 from s2l_ray.models import build_model, device_and_precision, save_model
 from s2l_ray.stages import metrics
-from s2l_ray.stages.runtime import TrainingRun, publish_progress, train
+from s2l_ray.stages.launch import TrainingRun, publish_progress, train
 from s2l_ray.tokens import TokenRows
 from s2l_ray.training import BatchOrder, Plan, Position, Schedule, Share, StepReport, pauses, train_loop
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+FIRST_ASKED = 2
+"""Step after which Ray Train is first asked whether a node is about to be taken away."""
+ASK_SECONDS = 2.0
+"""Seconds from one such question to the next, about; the shortest notice in use is 30 s."""
 DONE = "training"
 """Piece of the output that is kept when the last step is done."""
 
@@ -72,12 +79,44 @@ def train_worker(job: TrainJob) -> None:
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
             worker.go_on_from(Path(folder))
-    worker.train(pauses(job.total_steps, job.resources.checkpoint_every))
+    worker.train(pauses(job.total_steps, job.resources.checkpoint_every), PreemptionNotice(worker.engine))
 
 
 def train_alone(job: TrainJob) -> None:
     """Train in this process, the only worker, from the first step to the last."""
     _Worker(job, 0, 1).train(pause=frozenset())
+
+
+class PreemptionNotice:
+    """Asks Ray Train every few seconds whether a node of this run is about to be taken away.
+
+    Asking makes the workers wait for one another, so they must ask at the same steps: the steps in between follow from
+    the mean duration of a step over all workers.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._next = FIRST_ASKED
+        self._asked_at: tuple[int, float] | None = None
+        self._is_known = False
+
+    def __call__(self, step: int) -> bool:
+        """Return whether to save what there is now; said once, for it is soon over."""
+        import ray.train
+
+        if self._is_known or step < self._next:
+            return False
+        now = time.monotonic()
+        if self._asked_at is not None:
+            steps, seconds = step - self._asked_at[0], now - self._asked_at[1]
+            workers = self._engine.sum_over_workers(1.0)
+            pace = self._engine.sum_over_workers(seconds / steps) / workers
+            self._next = step + max(1, int(ASK_SECONDS / pace))
+        else:
+            self._next = step + 1
+        self._asked_at = (step, now)
+        self._is_known = ray.train.get_preemption_info() is not None
+        return self._is_known
 
 
 class _Worker:
@@ -134,13 +173,16 @@ class _Worker:
         return model, TorchEngine(model, settings, device)
 
     def go_on_from(self, folder: Path) -> None:
-        """Take over engine, position and metrics of a checkpoint."""
+        """Take over engine, position and metrics of a checkpoint; begin anew where it is not what was saved."""
+        if not is_sealed(folder):
+            publish_progress(self.job.output, 0, "the checkpoint is damaged; from the start")
+            return
         self.engine.load(folder)
         progress = load_progress(folder)
         self.start = Position(**progress["position"])
         self.steps, self.kept = progress["steps"], progress["kept"]
 
-    def train(self, pause: frozenset[int]) -> None:
+    def train(self, pause: frozenset[int], is_urgent: Callable[[int], bool] = lambda step: False) -> None:
         """Train from where this worker stands to the end."""
         if self.start.step == 0 and 0 in self.job.weights_at:
             self.keep_weights(0)
@@ -153,6 +195,7 @@ class _Worker:
             on_step=self.on_step,
             on_keep=self.on_keep,
             on_pause=self.on_pause,
+            is_urgent=is_urgent,
         )
         self.finish()
 
@@ -178,7 +221,10 @@ class _Worker:
             self.engine.save(folder)
             if self.rank == 0:
                 save_progress(folder, {"position": asdict(position), "steps": self.steps, "kept": self.kept})
-            checkpoint = ray.train.Checkpoint.from_directory(folder) if any(folder.iterdir()) else None
+            has_saved = any(folder.iterdir())
+            if has_saved:
+                seal(folder, self.rank)
+            checkpoint = ray.train.Checkpoint.from_directory(folder) if has_saved else None
             ray.train.report({"step": position.step}, checkpoint=checkpoint)
 
     def keep_weights(self, step: int) -> None:

@@ -17,8 +17,10 @@ from s2l_ray.engines import (
     EngineSettings,
     TorchEngine,
     deepspeed_config,
+    is_sealed,
     load_progress,
     save_progress,
+    seal,
 )
 from s2l_ray.errors import ArtifactError
 from s2l_ray.models import save_model
@@ -350,3 +352,32 @@ def test_deepspeed_config_says_everything_that_changes_a_number():
     assert config["gradient_clipping"] == CLIP
     assert config["gradient_accumulation_steps"] == plan.share.micro_batches
     assert config["train_micro_batch_size_per_gpu"] == 2
+
+
+def test_a_sealed_checkpoint_of_two_workers_is_whole_and_any_change_shows(tmp_path):
+    for rank, name in enumerate(["a/one.bin", "two.bin"]):
+        worker = tmp_path / f"worker-{rank}"
+        (worker / name).parent.mkdir(parents=True)
+        (worker / name).write_bytes(bytes([rank]) * 9)
+        seal(worker, rank)
+        shutil.copytree(worker, tmp_path / "merged", dirs_exist_ok=True)
+    merged = tmp_path / "merged"
+    (merged / ".metadata.json").write_text("{}")
+    assert is_sealed(merged)
+    (merged / "two.bin").write_bytes(b"\x01" * 8 + b"\x00")
+    assert not is_sealed(merged)
+    (merged / "two.bin").write_bytes(b"\x01" * 9)
+    assert is_sealed(merged)
+    (merged / "three.bin").write_bytes(b"")
+    assert not is_sealed(merged)
+    (merged / "three.bin").unlink()
+    (merged / "a" / "one.bin").unlink()
+    assert not is_sealed(merged)
+
+
+def test_a_checkpoint_without_a_seal_or_with_half_a_seal_is_not_whole(tmp_path):
+    (tmp_path / "weights").write_bytes(b"w")
+    assert not is_sealed(tmp_path)
+    seal(tmp_path, 0)
+    (tmp_path / "checksums-0.json").write_text('{"weights"')
+    assert not is_sealed(tmp_path)

@@ -1,7 +1,7 @@
 """Training: what a step is made of depends on its number alone, and the loop goes on where it stopped."""
 
 import math
-from dataclasses import replace
+from dataclasses import astuple, replace
 from fractions import Fraction
 
 import numpy as np
@@ -231,8 +231,8 @@ def plan(rank=0, world=1, total_steps=23, seed=5):
 KEEP = (4, 10, 11, 23)
 
 
-def run(engine, plan_, start=None, pause=()):
-    steps, kept, positions = [], [], []
+def run(engine, plan_, start=None, pause=(), is_urgent=lambda step: False, positions=None):
+    steps, kept, positions = [], [], [] if positions is None else positions
     train_loop(
         engine,
         plan_,
@@ -242,6 +242,7 @@ def run(engine, plan_, start=None, pause=()):
         on_step=steps.append,
         on_keep=kept.append,
         on_pause=positions.append,
+        is_urgent=is_urgent,
     )
     return steps, kept, positions
 
@@ -297,6 +298,21 @@ def test_train_loop_goes_on_from_a_pause_with_the_same_calls_and_reports():
         assert rest.calls == whole.calls[position.step :]
         assert steps_rest == [report for report in steps if report.step > position.step]
         assert kept_rest == [report for report in kept if report.step > position.step]
+
+
+@pytest.mark.parametrize("step", [3, 7, 10, 12])
+def test_train_loop_in_a_hurry_pauses_after_any_step_and_goes_on_from_there(step):
+    whole, positions = FakeEngine(), []
+    steps, kept, _ = run(FakeEngine(), plan())
+    run(whole, plan(), is_urgent=lambda now: now == step, positions=positions)
+    assert [position.step for position in positions] == [step]
+    rest = FakeEngine()
+    steps_rest, kept_rest, _ = run(rest, plan(), positions[0])
+    assert rest.calls == whole.calls[step:]
+    for all_of_them, found in ((steps, steps_rest), (kept, kept_rest)):
+        expected = [report for report in all_of_them if report.step > step]
+        # The losses are added up in another order, and that is all.
+        assert [astuple(report) for report in found] == [pytest.approx(astuple(report)) for report in expected]
 
 
 def test_train_loop_pauses_change_no_reported_number():

@@ -1,0 +1,154 @@
+"""Training runs under Ray: a gang that Ray Train starts and restarts, or one plain task; and how far they are."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from s2l_ray.attempts import StagedOutput
+from s2l_ray.config import TrainResources
+from s2l_ray.errors import S2LError, StageFailed, decode_error, encode_error
+from s2l_ray.log import display
+from s2l_ray.stages.capacity import remote_options
+from s2l_ray.stages.runtime import limit_threads
+
+PROGRESS_SECONDS = 0.5
+FAILURE = "failure.json"
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """A training function and what it gets; the function runs on every worker."""
+
+    function: Callable[[Any], None]
+    job: Any
+    total_steps: int
+    label: str
+
+
+def train(run: TrainingRun, output: StagedOutput, resources: TrainResources) -> None:
+    """Run a training function, on a gang of workers or in a task of its own as `resources.launcher` says.
+
+    Raises:
+        S2LError: what the function raised on rank 0; never retried.
+        StageFailed: workers died more often than `max_failures` allows.
+    """
+    import ray.train
+
+    output.remove(FAILURE)
+    launch = _train_in_task if resources.launcher == "task" else _train_on_gang
+    with _shown_progress(run, output):
+        try:
+            launch(run, output, resources)
+        except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
+            _raise_failure(output)
+            last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            raise StageFailed(
+                f"{run.label}: the training workers failed ({last}). The same command goes on from the last "
+                "checkpoint; with S2L_VERBOSE=1 it shows their output."
+            ) from error
+    _raise_failure(output)
+
+
+def _train_on_gang(run: TrainingRun, output: StagedOutput, resources: TrainResources) -> None:
+    """Let Ray Train start the workers together, and go on from where an earlier attempt stopped."""
+    import ray.train
+    import ray.train.torch
+
+    shared_gpu = 0 < resources.gpus < 1
+    trainer = ray.train.torch.TorchTrainer(
+        _training_worker,
+        train_loop_config={"run": run, "output": output, "threads": resources.threads},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=resources.workers,
+            use_gpu=resources.gpus > 0,
+            resources_per_worker=resources.bundle,
+            label_selector=resources.selector or None,
+        ),
+        torch_config=ray.train.torch.TorchConfig(backend="gloo" if shared_gpu or not resources.gpus else "nccl"),
+        run_config=ray.train.RunConfig(
+            name="train",
+            storage_path=output.scratch_uri,
+            failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    trainer.fit()
+
+
+def _train_in_task(run: TrainingRun, output: StagedOutput, resources: TrainResources) -> None:
+    """Train in a worker process of Ray's that may be warm from the stage before: seconds less than a gang's start."""
+    task = ray.remote(_training_task).options(
+        name=run.label,
+        **remote_options(resources),
+        max_retries=resources.max_failures,
+        # Not within the placement group of a Tune trial, which holds nothing.
+        scheduling_strategy="DEFAULT",
+    )
+    ray.get(task.remote({"run": run, "output": output, "threads": resources.threads}))
+
+
+def _raise_failure(output: StagedOutput) -> None:
+    failure = output.read_bytes(FAILURE)
+    if failure is not None:
+        raise decode_error(json.loads(failure))
+
+
+def _training_worker(config: dict[str, Any]) -> None:
+    import ray.train
+
+    # Other workers wait for this one in a collective operation; its death is what ends them.
+    _training_task(config, fail_together=ray.train.get_context().get_world_size() > 1)
+
+
+def _training_task(config: dict[str, Any], fail_together: bool = False) -> None:
+    limit_threads(config["threads"])
+    import torch
+
+    torch.set_num_threads(config["threads"])
+    run: TrainingRun = config["run"]
+    output: StagedOutput = config["output"]
+    if output.read_bytes(FAILURE) is not None:
+        return  # Ray tries again after any failure; an error of ours would only come again.
+    try:
+        run.function(run.job)
+    except S2LError as error:
+        output.write_bytes(FAILURE, json.dumps(encode_error(error)).encode())
+        if fail_together:
+            raise
+
+
+def publish_progress(output: StagedOutput, step: int, note: str) -> None:
+    """Say from a training worker how far the run is."""
+    from ray.experimental import internal_kv
+
+    internal_kv._internal_kv_put(f"s2l/{output.attempt}", json.dumps([step, note]), overwrite=True)
+
+
+@contextmanager
+def _shown_progress(run: TrainingRun, output: StagedOutput) -> Iterator[None]:
+    from ray.experimental import internal_kv
+
+    stop = threading.Event()
+
+    def poll(progress: Any) -> None:
+        while not stop.wait(PROGRESS_SECONDS):
+            data = internal_kv._internal_kv_get(f"s2l/{output.attempt}")
+            if data:
+                step, note = json.loads(data)
+                progress.update(step, note=note)
+
+    with display.progress(run.label, run.total_steps, "steps") as progress:
+        thread = threading.Thread(target=poll, args=(progress,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+            if ray.is_initialized():
+                internal_kv._internal_kv_del(f"s2l/{output.attempt}")
