@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import traceback
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
@@ -116,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--storage", help="where artifacts live; the same as --set storage=...")
 
     experiment_arguments(command("plan", _plan, "say what is there, what would run, and why"))
+    experiment_arguments(command("status", _status, "say how far a run or a sweep is, wherever it runs"))
     run = command("run", _run, "run the experiment, or what is missing of it")
     experiment_arguments(run)
     run.add_argument("--until", metavar="STAGE", help="stop after this stage")
@@ -164,6 +166,22 @@ def _plan(options: argparse.Namespace) -> Document:
     verb = "sweep" if sparse.sweep else "run"
     display.say(f"{len(states) - missing} cached, {missing} to run. Next: s2l {verb} {options.config}")
     return {"storage": storage.uri, "nodes": rows}
+
+
+def _status(options: argparse.Namespace) -> Document:
+    from s2l_ray.plan import build_pipeline
+    from s2l_ray.status import status
+    from s2l_ray.storage import Storage
+    from s2l_ray.sweep import lay_out
+
+    sparse = load_sparse(options.config, _overrides(options))
+    experiment = lay_out(sparse).experiment if sparse.sweep else experiment_of(sparse)
+    storage = Storage.at(experiment.shared.storage)
+    lines = [line.as_json() for line in status(build_pipeline(experiment, with_report=not sparse.sweep), storage)]
+    display.table(["artifact", "stage", "state", "says"], [list(line.values()) for line in lines])
+    count = Counter(line["state"] for line in lines)
+    display.say(f"{count['done']} done, {count['at work']} at work, {count['to come']} to come")
+    return {"storage": storage.uri, "nodes": lines}
 
 
 def _run(options: argparse.Namespace) -> Document:

@@ -1,6 +1,9 @@
 """What a run says about itself, from the storage alone."""
 
+import json
+
 from s2l_ray.attempts import at_work, begin, find_or_make
+from s2l_ray.cli import main
 from s2l_ray.log import display
 from s2l_ray.plan import build_pipeline
 from s2l_ray.status import status
@@ -49,3 +52,14 @@ def test_an_attempt_that_was_given_up_is_not_at_work(tmp_path):
         assert next(status(nodes, storage)).state == "at work"
     assert next(status(nodes, storage)).state == "to come"
     assert at_work(storage, "examples", "f" * 32) is None
+
+
+def test_the_command_prints_a_line_per_artifact_and_the_counts(tmp_path, capsys):
+    config = tmp_path / "exp.yaml"
+    config.write_text(tiny.SYNTHETIC + "select: {method: random}\n")
+    assert main(["status", str(config), "--storage", str(tmp_path / "storage"), "--json"]) == 0
+    nodes = json.loads(capsys.readouterr().out)["nodes"]
+    assert {node["state"] for node in nodes} == {"to come"}
+    assert nodes[0]["stage"] == "prepare_examples"
+    assert main(["status", str(config), "--storage", str(tmp_path / "storage")]) == 0
+    assert f"0 done, 0 at work, {len(nodes)} to come" in capsys.readouterr().err
