@@ -188,9 +188,11 @@ def _run(options: argparse.Namespace) -> Document:
     from s2l_ray.plan import build_pipeline, fetch_models
     from s2l_ray.stages.run import Runner
     from s2l_ray.storage import Storage
+    from s2l_ray.tracking import check_trackers
 
     experiment = load_experiment(options.config, _overrides(options))
     storage = Storage.at(experiment.shared.storage)
+    check_trackers(experiment.shared.tracking)
     fetch_models(experiment)
     pipeline = build_pipeline(experiment, with_report=True)
     if options.until:
@@ -201,6 +203,7 @@ def _run(options: argparse.Namespace) -> Document:
     summary = RunSummary(experiment, pipeline, result, storage)
     summary.save()
     summary.show()
+    summary.track()
     return summary.as_json()
 
 

@@ -434,6 +434,17 @@ class ResourcesConfig(Section):
         return found if isinstance(found, Demand) else None
 
 
+class TrackingConfig(Section):
+    """Which experiment trackers are told what a run came to. Never part of a fingerprint."""
+
+    to: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
+    """Trackers; each but `tensorboard` is an extra of the package."""
+    project: str = Field("s2l-ray", min_length=1)
+    """MLflow's experiment, or the project of Weights & Biases."""
+    uri: str | None = None
+    """Folder of TensorBoard's files (`runs` unless set), MLflow's tracking URI, or the folder of W&B's files."""
+
+
 class Config(Section):
     """One arm of an experiment, complete."""
 
@@ -450,6 +461,7 @@ class Config(Section):
     target: TargetConfig = TargetConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     report: ReportConfig = ReportConfig()
+    tracking: TrackingConfig = TrackingConfig()
     resources: ResourcesConfig = ResourcesConfig()
 
     @model_validator(mode="after")

@@ -21,8 +21,8 @@ from s2l_ray.log import redacted
 from s2l_ray.strict_yaml import dump_yaml, parse_yaml
 
 MAIN_ARM = "main"
-SHARED = ("storage", "resources")
-"""What all arms have in common: one run has one storage and one Ray."""
+SHARED = ("storage", "resources", "tracking")
+"""What all arms have in common: one run has one storage, one Ray, and one place where it is told of."""
 MAX_SHOWN = 120
 """Characters of a wrong value in a message."""
 

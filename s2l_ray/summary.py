@@ -15,6 +15,7 @@ from s2l_ray.log import display, duration, redacted
 from s2l_ray.significance import metric_title
 from s2l_ray.storage import Storage
 from s2l_ray.sweep import setting_label
+from s2l_ray.tracking import Tracked, flat, trackers
 from s2l_ray.trials import lines
 
 if TYPE_CHECKING:
@@ -54,6 +55,27 @@ class RunSummary:
                 comparison.manifest.fingerprint,
                 "resolved.json",
             )
+
+    def track(self) -> None:
+        """Tell the trackers of the config, where something has been made that they do not know."""
+        comparison = next((node for node, _ in self._artifacts() if node.artifact == "comparison"), None)
+        if comparison is None or not self.result.ran:
+            return
+        metrics = self._arms()
+        for tracker in trackers(self.experiment.shared.tracking):
+            for arm, config in self.experiment.arms.items():
+                used = {
+                    node.artifact: self.result.artifacts[key]
+                    for key, node in _ancestors(comparison.inputs[f"scores/{arm}"])
+                }
+                tracker.tell(
+                    Tracked(
+                        f"{self.experiment.name}-{arm}",
+                        flat(redacted(config.model_dump(mode="json"))),
+                        {model: _losses(used[model]) for model in ("proxy", "target") if model in used},
+                        {name: value for name, value in metrics[arm].items() if value is not None},
+                    )
+                )
 
     def show(self) -> None:
         """Print the summary."""
@@ -162,6 +184,12 @@ def arm_seconds(scores: Node, artifacts: Mapping[str, Artifact]) -> dict[str, fl
     used = dict(_ancestors(scores))
     seconds = {node.artifact: float(artifacts[key].manifest.run["seconds"]) for key, node in used.items()}
     return {"select": sum(seconds.get(artifact, 0.0) for artifact in SELECTING), "train": seconds["target"]}
+
+
+def _losses(model: Artifact) -> dict[int, float]:
+    with model.storage.open_input(model.path("metrics.jsonl")) as stream:
+        reports = [json.loads(line) for line in bytes(stream.read()).splitlines()]
+    return {report["step"]: report["mean_loss"] for report in reports}
 
 
 def _ancestors(node: Node) -> Iterator[tuple[str, Node]]:
