@@ -1,6 +1,7 @@
 """Storage: whole files, the places that can be one, and those that cannot."""
 
 import os
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,8 +10,8 @@ import pyarrow.fs as pafs
 import pytest
 
 from s2l_ray.artifacts import MANIFEST, find_artifact
-from s2l_ray.errors import ConfigError
-from s2l_ray.storage import Storage
+from s2l_ray.errors import ConfigError, S2LError, StorageError
+from s2l_ray.storage import Storage, open_filesystem
 from tests.unit.tiny import EXAMPLE_IDS, FINGERPRINT, begun, commit
 
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -46,6 +47,29 @@ def test_create_exclusively_on_an_object_store_keeps_the_first(tmp_path, monkeyp
     assert storage.create_exclusively(b"1", "f")
     assert not storage.create_exclusively(b"2", "f")
     assert storage.read_bytes("f") == b"1"
+
+
+def test_full_disk_is_an_error_that_names_the_storage_and_says_how_to_go_on():
+    storage = Storage("/dev")
+    with pytest.raises(StorageError, match="No space left") as caught, storage.open_output("/dev/full") as stream:
+        stream.write(b"x")
+    assert "/dev" in str(caught.value)
+    assert "same command" in str(caught.value)
+    assert caught.value.exit_code == 1
+
+
+def test_file_that_is_not_there_is_no_failure_of_the_storage(storage):
+    with pytest.raises(FileNotFoundError), storage.open_input(storage.path("none")):
+        pass
+    storage.delete_file("none")
+    storage.delete_folder("none")
+
+
+def test_storage_error_crosses_a_process_border_as_both_kinds_of_error():
+    error = pickle.loads(pickle.dumps(StorageError("gone")))
+    assert isinstance(error, OSError)
+    assert isinstance(error, S2LError)
+    assert str(error) == "gone"
 
 
 # --------------------------------------------------------------------------------------------------------------- places
@@ -111,6 +135,15 @@ def test_storage_uri_keeps_its_query_at_the_end():
     storage = Storage("s3://bucket/dir?endpoint_override=localhost%3A9000&scheme=http")
     assert storage.uri_of("a", "b") == "s3://bucket/dir/a/b?endpoint_override=localhost%3A9000&scheme=http"
     assert storage.path("a", "b") == "bucket/dir/a/b"
+
+
+def test_options_of_an_s3_uri_survive():
+    filesystem, path = open_filesystem(
+        "s3://key:secret@bucket/a%20dir?endpoint_override=localhost%3A9&region=eu-west-3"
+    )
+    assert (filesystem.region, path) == ("eu-west-3", "bucket/a dir")
+    _, (options,) = filesystem.__reduce__()
+    assert (options["access_key"], options["endpoint_override"]) == ("key", "localhost:9")
 
 
 @pytest.mark.parametrize("path", ["/proc/s2l-test", "/sys/s2l-test", "/dev/null/s2l"])
