@@ -11,11 +11,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow.fs as pafs
-
 from s2l_ray.artifacts import hash_of
-from s2l_ray.errors import DataError
-from s2l_ray.storage import Storage, file_digest, open_filesystem
+from s2l_ray.inputs import answered, filesystem_of
+from s2l_ray.storage import Storage, file_digest
 
 CACHE = "input-digests.json"
 MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py")
@@ -59,7 +57,7 @@ class DigestCache:
         """Return the digest, hashing the files that were not hashed yet.
 
         Raises:
-            DataError: a file cannot be read.
+            DataError, StorageError: a file cannot be read.
         """
         listed = list(files)
         missing = [file for file in listed if file.key not in self._known]
@@ -83,14 +81,5 @@ def model_files(folder: Path) -> tuple[OutsideFile, ...]:
 
 
 def _digest(file: OutsideFile) -> str:
-    try:
-        if "://" in file.path:
-            filesystem, path = open_filesystem(file.path)
-        else:
-            filesystem, path = pafs.LocalFileSystem(), file.path
-        return file_digest(filesystem, path)
-    except OSError as error:
-        raise DataError(
-            f"{file.name}: cannot be read ({error.strerror or 'gone, or not permitted'}). "
-            "Expected the file that was there at the start; put it back and run the same command again."
-        ) from error
+    with answered(file.path):
+        return file_digest(*filesystem_of(file.path))

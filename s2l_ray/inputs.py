@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Literal, cast
@@ -20,7 +21,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from s2l_ray.config import InputPath
-from s2l_ray.errors import ConfigError, DataError
+from s2l_ray.errors import ConfigError, DataError, StorageError
 from s2l_ray.storage import open_filesystem
 
 FileFormat = Literal["jsonl", "json", "parquet"]
@@ -111,8 +112,9 @@ def check_unchanged(file: InputFile) -> None:
     Raises:
         DataError: size or time of change differ, or it is gone.
     """
-    filesystem, path = _filesystem(file.path)
-    info = filesystem.get_file_info(path)
+    filesystem, path = filesystem_of(file.path)
+    with answered(file.path):
+        info = filesystem.get_file_info(path)
     modified_ns = info.mtime_ns or 0
     if info.type != pafs.FileType.File or info.size != file.bytes or modified_ns != file.modified_ns:
         raise DataError(
@@ -121,31 +123,32 @@ def check_unchanged(file: InputFile) -> None:
         )
 
 
-def open_input(path: str) -> BinaryIO:
+@contextmanager
+def open_input(path: str) -> Iterator[BinaryIO]:
     """Open a local path or a URI for buffered reading from the start.
 
     Raises:
         DataError: the file is gone or may not be read.
+        StorageError: its store fails.
     """
-    filesystem, inner = _filesystem(path)
-    try:
+    filesystem, inner = filesystem_of(path)
+    with answered(path):
         raw = filesystem.open_input_stream(inner, compression=None)
-    except (FileNotFoundError, PermissionError) as error:
-        raise _unreadable(path, error) from error
-    return cast(BinaryIO, io.BufferedReader(raw, _BUFFER_BYTES))
+        with io.BufferedReader(raw, _BUFFER_BYTES) as stream:
+            yield cast(BinaryIO, stream)
 
 
-def random_access(path: str) -> Any:
+@contextmanager
+def random_access(path: str) -> Iterator[Any]:
     """Open a local path or a URI as a seekable `pyarrow.NativeFile`.
 
     Raises:
         DataError: the file is gone or may not be read.
+        StorageError: its store fails.
     """
-    filesystem, inner = _filesystem(path)
-    try:
-        return filesystem.open_input_file(inner)
-    except (FileNotFoundError, PermissionError) as error:
-        raise _unreadable(path, error) from error
+    filesystem, inner = filesystem_of(path)
+    with answered(path), filesystem.open_input_file(inner) as stream:
+        yield stream
 
 
 def is_remote(path: str) -> bool:
@@ -172,7 +175,7 @@ def _find_reachable(entry: InputPath, key: str) -> list[InputFile]:
     except OSError as error:
         if not is_remote(entry.path):
             raise
-        problem = shown(str(error).replace(entry.path, "..."), 300)
+        problem = shown(str(error.__cause__ or error).replace(entry.path, "..."), 300)
         raise ConfigError(
             f"{key}: {_public(entry.path)!r} cannot be reached: {problem}. Expected a store that answers and lets us "
             "read; check the address, the network and the credentials, or copy the files to a local folder."
@@ -273,7 +276,7 @@ def _kind(path: Path) -> str:
 
 
 def _remote(entry: InputPath, key: str) -> Iterator[InputFile]:
-    filesystem, root = _filesystem(entry.path, key)
+    filesystem, root = filesystem_of(entry.path, key)
     info = filesystem.get_file_info(root)
     if info.type == pafs.FileType.File:
         infos, base = [info], root.rpartition("/")[0]
@@ -293,7 +296,12 @@ def _remote(entry: InputPath, key: str) -> Iterator[InputFile]:
         yield InputFile(uri, name, 0, "jsonl", file.size or 0, file.mtime_ns or 0, entry.source)
 
 
-def _filesystem(path: str, key: str = "input") -> tuple[Any, str]:
+def filesystem_of(path: str, key: str = "input") -> tuple[Any, str]:
+    """Return the file system of a local path or a URI, and the path in it.
+
+    Raises:
+        ConfigError: it is a URI that pyarrow does not know.
+    """
     if not is_remote(path):
         return pafs.LocalFileSystem(), path
     try:
@@ -306,8 +314,26 @@ def _filesystem(path: str, key: str = "input") -> tuple[Any, str]:
     return filesystem, str(inner)
 
 
-def _unreadable(path: str, error: OSError) -> DataError:
-    return DataError(f"{_public(path)}: cannot be read: {error.strerror or 'gone, or not permitted'}.")
+@contextmanager
+def answered(path: str) -> Iterator[None]:
+    """Say in words of ours that a file cannot be opened or read in the block, and whether its store is the cause."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except (FileNotFoundError, PermissionError) as error:
+        raise DataError(
+            f"{_public(path)} cannot be read: {error.strerror or 'gone, or not permitted'}. Expected the file that was "
+            "there at the start; put it back and run the same command again."
+        ) from error
+    except OSError as error:
+        if not is_remote(path):
+            raise
+        problem = shown(str(error).replace(path, "..."), 300)
+        raise StorageError(
+            f"{_public(path)} cannot be read: {problem}. Check the store and the network; the same command goes on "
+            "from what is finished."
+        ) from error
 
 
 def _public(path: str) -> str:

@@ -196,10 +196,14 @@ class Storage:
 
     def list_folders(self, *parts: str) -> list[str]:
         """Return the names of the folders right below a place, sorted."""
-        selector = pafs.FileSelector(self.path(*parts), allow_not_found=True)
+        root = self.path(*parts)
+        # On Google's store pyarrow shows only folders that were made, as ours are not: what lies below tells of them.
+        is_recursive = self.filesystem.type_name == "gcs"
         with self.asked():
-            infos = self.filesystem.get_file_info(selector)
-        return sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory)
+            infos = self.filesystem.get_file_info(pafs.FileSelector(root, True, is_recursive))
+        paths = (f"{info.path}/" if info.type == pafs.FileType.Directory else info.path for info in infos)
+        below = (path.removeprefix(f"{root}/").split("/") for path in paths)
+        return sorted({name for name, *rest in below if rest})
 
     def delete_file(self, *parts: str) -> None:
         """Remove a file, if it is there."""
@@ -208,7 +212,7 @@ class Storage:
 
     def delete_folder(self, *parts: str) -> None:
         """Remove a folder and everything in it, if it is there."""
-        with self.asked():
+        with self.asked(), suppress(FileNotFoundError):
             if self.filesystem.get_file_info(self.path(*parts)).type == pafs.FileType.Directory:
                 self.filesystem.delete_dir(self.path(*parts))
 
