@@ -1,0 +1,269 @@
+"""The quickstart on `s3://`: examples read from there, artifacts kept there, and what is to hold when it falters."""
+
+import json
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+import pytest
+
+from s2l_ray.artifacts import Artifact, find_artifact
+from s2l_ray.attempts import StagedOutput, orphans
+from s2l_ray.storage import Storage
+from s2l_ray.synthetic import SyntheticSpec, generate_rows
+from tests.conftest import command, run_s2l, write_config
+from tests.object_store import BUCKET, Disturb, ObjectStore, manifests, object_store
+from tests.unit.tiny import FINGERPRINT, commit
+
+QUICKSTART = Path(__file__).parents[2] / "workflows" / "quickstart.yaml"
+ROWS = f"s3://{BUCKET}/data/rows.jsonl"
+SMALL = (
+    f"examples={{path: '{ROWS}'}}",
+    "proxy.steps=30",
+    "proxy.checkpoints=6",
+    "proxy.model.hidden_size=16",
+    "score.shard_rows=300",
+    "cluster.n_clusters=12",
+    "target.steps=20",
+    "target.model.hidden_size=32",
+    # Warm tasks of Ray's instead of a gang for every arm: seconds each.
+    "target.engine=torch",
+    "resources.finetune_target.launcher=task",
+    "report.sample=40",
+)
+PLACE = f"s3://{BUCKET}/quick/start"
+LONG = 900
+
+pytestmark = pytest.mark.timeout(LONG)
+
+
+def run_quickstart(store: ObjectStore, storage: str) -> "subprocess.CompletedProcess[str]":
+    sets = [part for override in SMALL for part in ("--set", override)]
+    arguments = ("run", str(QUICKSTART), "--json", "--storage", storage, *sets)
+    return run_s2l(*arguments, timeout=LONG, **store.environment)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    with object_store(tmp_path_factory.mktemp("moto") / "log") as store:
+        rows = generate_rows(SyntheticSpec(rows=600, skills=8), seed=0)
+        store.storage("data").write_bytes("\n".join(map(json.dumps, rows)).encode(), "rows.jsonl")
+        yield store
+
+
+@pytest.fixture(scope="module")
+def run(store: ObjectStore) -> dict[str, Any]:
+    done = run_quickstart(store, PLACE)
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+@pytest.fixture(scope="module")
+def storage(run: dict[str, Any], store: ObjectStore) -> Storage:
+    return store.storage("quick/start")
+
+
+def artifacts(storage: Storage, name: str) -> list[Artifact]:
+    found = (find_artifact(storage, name, fingerprint) for fingerprint in storage.list_folders(name))
+    return [artifact for artifact in found if artifact is not None]
+
+
+def test_quickstart_leaves_whole_artifacts_and_nothing_else(run: dict[str, Any], storage: Storage) -> None:
+    assert len(run["artifacts"]) == len(run["ran"]) == len(manifests(storage))
+    for name in storage.list_folders():
+        assert [artifact.damaged_files() for artifact in artifacts(storage, name)] == [[]] * len(
+            artifacts(storage, name)
+        )
+    assert orphans(storage) == []
+
+
+def test_rows_of_the_subset_are_those_of_the_input(storage: Storage) -> None:
+    lines = (storage.filesystem.open_input_stream(f"{BUCKET}/data/rows.jsonl")).read().splitlines()
+    for subset in artifacts(storage, "subset"):
+        with storage.filesystem.open_input_file(subset.path("subset.parquet")) as stream:
+            chosen = pq.read_table(stream).column("example_id").to_pylist()
+        with storage.filesystem.open_input_stream(subset.path("rows/rows.jsonl")) as stream:
+            assert stream.read().splitlines() == [lines[i] for i in sorted(chosen)]
+
+
+def test_model_folder_of_every_target_is_there(storage: Storage) -> None:
+    targets = artifacts(storage, "target")
+    assert len(targets) == 3
+    for target in targets:
+        infos = storage.filesystem.get_file_info(pafs.FileSelector(target.path("model")))
+        assert {"config.json", "model.safetensors", "tokenizer.json"} <= {info.base_name for info in infos}
+
+
+def test_second_run_does_nothing_and_asks_little(run: dict[str, Any], store: ObjectStore) -> None:
+    store.calm()
+    done = run_quickstart(store, PLACE)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["ran"] == []
+    # A manifest is looked for and read; what else is asked does not grow with the artifacts.
+    assert len(store.requests) <= 2 * len(run["artifacts"]) + 30
+    assert sum("list-type" in request for request in store.requests) <= 2
+
+
+def test_inspect_shows_the_storage_and_one_artifact(run: dict[str, Any], store: ObjectStore, storage: Storage) -> None:
+    whole = run_s2l("inspect", PLACE, "--json", **store.environment)
+    assert whole.returncode == 0, whole.stderr
+    assert set(json.loads(whole.stdout)["artifacts"]) == set(manifests(storage))
+    (proxy,) = artifacts(storage, "proxy")
+    one = run_s2l("inspect", f"{PLACE}/proxy/{proxy.manifest.fingerprint}", "--json", **store.environment)
+    assert one.returncode == 0, one.stderr
+    found = json.loads(one.stdout)
+    assert (found["digest"], found["checksums"]) == (proxy.digest, "good")
+
+
+def test_gc_names_what_was_abandoned_and_takes_it_only_without_dry_run(
+    run: dict[str, Any], store: ObjectStore, storage: Storage
+) -> None:
+    left = StagedOutput(storage, "clusters", FINGERPRINT, "attempt-" + "a" * 12)
+    left.write_bytes("half.parquet", b"half")
+    for flags, is_there in ((["--dry-run"], True), ([], False)):
+        done = run_s2l("gc", "--storage", PLACE, "--json", *flags, **store.environment)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["removed"] == [f"clusters/{FINGERPRINT}/{left.attempt}"]
+        assert (left.read_bytes("half.parquet") is not None) == is_there
+    assert len(manifests(storage)) == len(run["artifacts"])
+
+
+# -------------------------------------------------------------------------------------------------------------- commits
+
+
+def test_commits_at_once_leave_one_artifact_that_every_reader_sees(store: ObjectStore) -> None:
+    storage = store.storage("race")
+    for round_ in range(5):
+        fingerprint = f"{round_:032x}"
+        outputs = [StagedOutput(storage, "clusters", fingerprint, f"attempt-{i:012x}") for i in range(4)]
+        with ThreadPoolExecutor(4) as threads:
+            made = list(threads.map(lambda output: commit(output, [output.write_bytes("a", b"same")]), outputs))
+        winner = find_artifact(storage, "clusters", fingerprint)
+        assert winner is not None
+        assert winner.manifest.run["attempt"] in {output.attempt for output in outputs}
+        assert {artifact.digest for artifact in made} == {winner.digest}
+        assert commit(outputs[0], [outputs[0].write_bytes("a", b"late")]) == winner
+
+
+def test_commit_that_is_overtaken_between_check_and_write_leaves_both_attempts_whole(store: ObjectStore) -> None:
+    storage = store.storage("overtaken")
+    slow, fast = (StagedOutput(storage, "clusters", FINGERPRINT, f"attempt-{i:012x}") for i in range(2))
+    slow_checked = threading.Event()
+
+    def hold_back_the_first(number: int, request: str) -> float:
+        if request.startswith("PUT") and request.endswith("manifest.json") and not slow_checked.is_set():
+            slow_checked.set()
+            return 3.0
+        return 0.0
+
+    store.calm()
+    store.disturb = hold_back_the_first
+    with ThreadPoolExecutor(1) as thread:
+        late = thread.submit(commit, slow, [slow.write_bytes("a", b"slow")])
+        assert slow_checked.wait(timeout=60)
+        early = commit(fast, [fast.write_bytes("a", b"fast")])
+        assert early.manifest.run["attempt"] == fast.attempt
+        last = late.result(timeout=60)
+    store.calm()
+    assert find_artifact(storage, "clusters", FINGERPRINT) == last
+    for artifact, content in ((early, b"fast"), (last, b"slow")):
+        assert artifact.damaged_files() == []
+        with storage.open_input(artifact.path("a")) as stream:
+            assert stream.read() == content
+
+
+# ------------------------------------------------------------------------------------------------- a store that falters
+
+
+def now_and_then(number: int, request: str) -> float | None:
+    """Refuse every fifth request; answer every eleventh late."""
+    return None if number % 5 == 0 else 0.5 if number % 11 == 0 else 0.0
+
+
+def breaks_at(sign: str) -> Disturb:
+    """Refuse everything from the first request on that has `sign` in it."""
+    is_broken = threading.Event()
+
+    def disturb(number: int, request: str) -> float | None:
+        if sign in request:
+            is_broken.set()
+        return None if is_broken.is_set() else 0.0
+
+    return disturb
+
+
+def assert_clean_abort(done: "subprocess.CompletedProcess[str]", code: int, place: str) -> None:
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    (message,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert place in message
+
+
+@pytest.mark.faults
+@pytest.mark.slow
+def test_store_that_refuses_and_dawdles_now_and_then_changes_nothing(
+    run: dict[str, Any], store: ObjectStore, storage: Storage
+) -> None:
+    store.calm()
+    store.disturb = now_and_then
+    done = run_quickstart(store, f"s3://{BUCKET}/faltering")
+    refused = len(store.requests) // 5
+    store.calm()
+    assert done.returncode == 0, done.stderr
+    assert refused > 100
+    assert manifests(store.storage("faltering")) == manifests(storage)
+
+
+@pytest.mark.faults
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "sign",
+    [
+        pytest.param("step%3D000010", id="in a training worker"),
+        pytest.param("trajectories-", id="in a task of Ray Data"),
+        pytest.param("assignments-", id="in the driver"),
+    ],
+)
+def test_store_that_fails_for_good_ends_the_run_with_one_message_and_the_same_command_goes_on(
+    sign: str, run: dict[str, Any], store: ObjectStore, storage: Storage
+) -> None:
+    prefix = f"broken/{sign.strip('-')}"
+    place = f"s3://{BUCKET}/{prefix}"
+    store.calm()
+    store.disturb = breaks_at(sign)
+    done = run_quickstart(store, place)
+    store.calm()
+    assert_clean_abort(done, 1, place)
+    here, undisturbed = manifests(store.storage(prefix)), manifests(storage)
+    assert set(here) < set(undisturbed)
+    again = run_quickstart(store, place)
+    assert again.returncode == 0, again.stderr
+    assert manifests(store.storage(prefix)) == undisturbed
+    assert len(json.loads(again.stdout)["ran"]) == len(undisturbed) - len(here)
+
+
+@pytest.mark.faults
+@pytest.mark.slow
+def test_store_that_goes_away_ends_the_run_and_the_next_is_refused_at_once(tmp_path: Path) -> None:
+    with object_store(tmp_path / "log") as store:
+        config = write_config(tmp_path, storage=f"s3://{BUCKET}/x")
+        process = subprocess.Popen(
+            command("run", str(config)), stderr=subprocess.PIPE, text=True, env={**os.environ, **store.environment}
+        )
+        deadline = time.monotonic() + LONG / 3
+        while not any("tokenizer" in request for request in store.requests):
+            assert time.monotonic() < deadline, "the run did not get that far"
+            time.sleep(0.05)
+        store.go_down()
+        _, stderr = process.communicate(timeout=LONG / 2)
+        done = subprocess.CompletedProcess([], process.returncode, "", stderr)
+        assert_clean_abort(done, 1, f"s3://{BUCKET}/x")
+        again = run_s2l("run", str(config), **store.environment)
+        assert_clean_abort(again, 2, f"s3://{BUCKET}/x")
