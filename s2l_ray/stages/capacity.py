@@ -7,7 +7,8 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -19,6 +20,8 @@ from s2l_ray.log import display, duration
 READ_CPUS = 1
 """CPUs that a read task of Ray Data asks for."""
 LOOK_SECONDS = 1.0
+REFUSALS = 5
+"""How often in a row the autoscaler has to say that it cannot; right after its start it knows of no nodes."""
 UNITS = {"memory": 2**30}
 """What amounts are divided by for the reader."""
 
@@ -46,20 +49,23 @@ def remote_options(demand: Demand) -> dict[str, Any]:
 
 
 def at_once(demand: Demand) -> float:
-    """Return how many times the cluster, as it may grow, holds a stage."""
-    have = _most() or ray.cluster_resources()
-    return min(have.get(name, 0.0) / (demand.count * each) for name, each in demand.bundle.items())
+    """Return how many times the cluster holds a stage; what an autoscaler may add is not known before it has."""
+    if Autoscaler.ask().is_there:
+        return math.inf
+    have = ray.cluster_resources()
+    return min(float(have.get(name, 0.0)) / (demand.count * each) for name, each in demand.bundle.items())
 
 
 def check_capacity(resources: ResourcesConfig) -> None:
-    """Refuse demands that this cluster can never meet, also when its autoscaler has done what it can.
+    """Refuse demands that this cluster can never meet; where it can grow, `wait_for` finds that out.
 
     Raises:
         ConfigError: a stage wants more of something than there is, more on a node than any has, or its actors leave
             no CPU to read with.
     """
-    most = _most()
-    have = most or ray.cluster_resources()
+    if Autoscaler.ask().is_there:
+        return
+    have = ray.cluster_resources()
     for name in type(resources).model_fields:
         demand = getattr(resources, name)
         if not isinstance(demand, Demand):
@@ -67,7 +73,7 @@ def check_capacity(resources: ResourcesConfig) -> None:
         for kind, each in demand.bundle.items():
             if demand.count * each > have.get(kind, 0.0):
                 raise ConfigError(_too_much(name, demand, kind, have.get(kind, 0.0)))
-        if most is None and not any(_holds(node, demand) for node in _nodes()):
+        if not any(_holds(node, demand) for node in ray.nodes() if node["Alive"]):
             raise ConfigError(
                 f"resources.{name} asks for {_amounts(demand.bundle)}{_where(demand)} on one node, and no node of this "
                 f"cluster has that. Ask for less, or join a cluster that has it."
@@ -103,20 +109,6 @@ def _check_pool(name: str, demand: Demand, cpus: float) -> None:
         )
 
 
-def _most() -> Amounts | None:
-    """Return what the autoscaler may bring the cluster to; None where there is none that says so."""
-    # There is no public way to ask; Ray Train asks like this.
-    most = ray._private.state.state.get_max_resources_from_cluster_config()
-    if most is None:
-        return None
-    now = ray.cluster_resources()
-    return {name: max(float(most.get(name, 0)), now.get(name, 0.0)) for name in {*most, *now}}
-
-
-def _nodes() -> Iterator[Mapping[str, Any]]:
-    return (node for node in ray.nodes() if node["Alive"])
-
-
 def _holds(node: Mapping[str, Any], demand: Demand) -> bool:
     """Return whether one worker fits on a node; of label selectors only plain values are judged here."""
     labels = node.get("Labels", {})
@@ -124,6 +116,42 @@ def _holds(node: Mapping[str, Any], demand: Demand) -> bool:
         labels.get(name) == value for name, value in demand.selector.items() if re.fullmatch(PLAIN_LABEL, value)
     )
     return carries and all(node["Resources"].get(kind, 0.0) >= each for kind, each in demand.bundle.items())
+
+
+@dataclass(frozen=True)
+class Autoscaler:
+    """What the autoscaler of the cluster says.
+
+    Attributes:
+        is_there: whether the cluster has one.
+        pending_nodes: nodes that it has asked for and that have not come yet.
+        infeasible: names of placement groups that none of its node types can hold, or not within their limits.
+    """
+
+    is_there: bool
+    pending_nodes: int = 0
+    infeasible: frozenset[str] = frozenset()
+
+    @classmethod
+    def ask(cls) -> "Autoscaler":
+        """Ask it, if there is one. There is no public way to; `ray status` asks like this."""
+        from ray._raylet import GcsClient  # type: ignore[attr-defined]
+        from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
+
+        reply = GetClusterStatusReply()
+        reply.ParseFromString(GcsClient(ray.get_runtime_context().gcs_address).get_cluster_status())
+        state = reply.autoscaling_state
+        pending = sum(request.count for request in state.pending_instance_requests)
+        details = (request.details for request in state.infeasible_gang_resource_requests)
+        return cls(state.autoscaler_state_version > 0, pending + len(state.pending_instances), frozenset(details))
+
+    def cannot_hold(self, group: Any) -> bool:
+        """Return whether it has given a placement group up."""
+        return any(group.id.hex() in details for details in self.infeasible)
+
+    def __str__(self) -> str:
+        nodes = f"{self.pending_nodes} node{'s' if self.pending_nodes != 1 else ''} pending"
+        return f", {nodes}" if self.is_there else ""
 
 
 def wait_for(demand: Demand, label: str, seconds: float) -> None:
@@ -136,37 +164,33 @@ def wait_for(demand: Demand, label: str, seconds: float) -> None:
         seconds: longest wait.
 
     Raises:
+        ConfigError: the autoscaler says that it cannot bring them.
         StageFailed: they did not come in time.
     """
     group = ray.util.placement_group(
         [demand.bundle] * demand.count, bundle_label_selector=[demand.selector] * demand.count
     )
     asked = f"{demand.count} x {_amounts(demand.bundle)}{_where(demand)}"
-    started = time.monotonic()
+    started, refused = time.monotonic(), 0
     try:
         with display.progress(f"{label}: waiting for {asked}") as progress:
             while not group.wait(LOOK_SECONDS):
-                waited = time.monotonic() - started
+                waited, autoscaler = time.monotonic() - started, Autoscaler.ask()
+                refused = refused + 1 if autoscaler.cannot_hold(group) else 0
+                if refused > REFUSALS:
+                    raise ConfigError(
+                        f"{label} asks for {asked}, and no node type of this cluster's autoscaler holds that, or not "
+                        "within its limits. Ask for less, or give the cluster such nodes."
+                    )
                 if waited > seconds:
                     raise StageFailed(
                         f"{label}: waited {duration(waited)} for {asked}; the cluster has "
-                        f"{_amounts(ray.available_resources())} free{_pending()}. `ray status` says what it waits for. "
+                        f"{_amounts(ray.available_resources())} free{autoscaler}. `ray status` says what it waits for. "
                         "Ask for less, or raise resources.wait_seconds; the same command goes on from here."
                     )
-                progress.update(waited, note=_pending())
+                progress.update(waited, note=str(autoscaler))
     finally:
         ray.util.remove_placement_group(group)
-
-
-def _pending() -> str:
-    """Say how many nodes are on their way, where an autoscaler says so."""
-    if _most() is None:
-        return ""
-    from ray.autoscaler.v2.sdk import get_cluster_status
-
-    status = get_cluster_status(ray.get_runtime_context().gcs_address)
-    count = len(status.pending_nodes) + sum(launch.count for launch in status.pending_launches)
-    return f", {count} node{'s' if count != 1 else ''} pending"
 
 
 def _where(demand: Demand) -> str:

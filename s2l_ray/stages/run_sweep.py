@@ -34,6 +34,8 @@ from s2l_ray.sweep import Sweep, Trial
 from s2l_ray.trials import Outcome, SweepResult
 
 SCORE = "score"
+MOST_AT_ONCE = 64
+"""Trials at once unless the config says otherwise: each is a process that waits for its stages."""
 TAILS = ("select_subset", "finetune_target", "evaluate_target")
 
 
@@ -160,7 +162,7 @@ def _run_tails(tails: _Tails, todo: Sequence[Trial]) -> dict[str, str]:
 
 def _at_once(sweep: Sweep) -> int:
     """Return how many trials the cluster holds: each needs what the largest stage of its tail needs."""
-    most = float(sweep.config.max_concurrent or len(sweep.trials))
+    most = float(sweep.config.max_concurrent or min(len(sweep.trials), MOST_AT_ONCE))
     for stage in TAILS:
         demand = sweep.shared.resources.of(stage)
         if demand is not None:

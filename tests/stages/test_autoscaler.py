@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from s2l_ray.config import ResourcesConfig
-from s2l_ray.errors import StageFailed
+from s2l_ray.errors import ConfigError
 from s2l_ray.experiment import load_experiment
 
 ROOT = Path(__file__).parents[2]
@@ -198,16 +198,18 @@ def test_shipped_node_types_come_for_what_stages_ask_and_go_when_idle(cluster: N
     wait_until(lambda: workers() == KEPT, "the leave of idle nodes")
 
 
-def test_demand_for_a_market_without_nodes_ends_instead_of_waiting_for_ever(cluster: None) -> None:
-    spot = asked_for("resources.train_proxy={workers: 1, gpus: 1, market: spot}", "resources.wait_seconds=3")
+def test_what_no_node_type_holds_is_refused_instead_of_waited_for(cluster: None) -> None:
     from s2l_ray.stages.capacity import wait_for
 
-    with pytest.raises(StageFailed, match=r"waited .*market-type=spot"):
-        wait_for(spot.train_proxy, "train_proxy", spot.wait_seconds)
+    spot = asked_for("resources.train_proxy={workers: 1, gpus: 1, market: spot}").train_proxy
+    with pytest.raises(ConfigError, match=r"1 x .*market-type=spot, and no node type"):
+        wait_for(spot, "train_proxy", UP_SECONDS)
+    many = asked_for("resources.train_proxy={workers: 100, gpus: 1}").train_proxy
+    with pytest.raises(ConfigError, match=r"100 x .*1 GPU.*within its limits"):
+        wait_for(many, "train_proxy", UP_SECONDS)
     assert workers() == KEPT
 
 
-@pytest.mark.xfail(strict=True, reason="what the check asks is answered by hosted Rays only")
 def test_run_is_not_refused_for_nodes_that_the_autoscaler_may_still_bring(cluster: None) -> None:
     from s2l_ray.stages.capacity import check_capacity
 
