@@ -1,4 +1,4 @@
-"""The command `s2l`: plan, run, stage, sweep, report, inspect, gc. `python -m s2l_ray` is the same."""
+"""The command `s2l`: plan, run, stage, sweep, submit, report, inspect, gc. `python -m s2l_ray` is the same."""
 
 import argparse
 import json
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         display.error(str(error))
         code = error.exit_code
     except KeyboardInterrupt as interrupt:
-        display.error(f"{str(interrupt) or 'interrupted'}. The same command goes on from here.")
+        display.error(str(interrupt) or "interrupted. The same command goes on from here.")
         code = INTERRUPTED
     except BrokenPipeError:
         # The reader of our output has gone; nothing is left to say.
@@ -77,7 +77,7 @@ def _interruptible() -> Iterator[None]:
 def _interrupt(number: int, _: object) -> None:
     for each in INTERRUPTS:
         signal.signal(each, signal.SIG_DFL)
-    raise KeyboardInterrupt(f"interrupted by {signal.Signals(number).name}")
+    raise KeyboardInterrupt(f"interrupted by {signal.Signals(number).name}. The same command goes on from here.")
 
 
 def _stages_are_at_work() -> bool:
@@ -125,6 +125,12 @@ def _parser() -> argparse.ArgumentParser:
     stage.add_argument("until", metavar="NAME", help="the stage: a file name under s2l_ray/stages")
     experiment_arguments(stage)
     experiment_arguments(command("sweep", _sweep, "try an experiment with many settings, and say which is best"))
+    submit = command("submit", _submit, "run the experiment, or its sweep, as a job of a Ray cluster, and follow it")
+    experiment_arguments(submit)
+    submit.add_argument("--until", metavar="STAGE", help="stop after this stage")
+    submit.add_argument("--address", metavar="URL", help="the cluster's dashboard; else RAY_API_SERVER_ADDRESS")
+    submit.add_argument("--runtime-env", metavar="FILE", help="YAML file of Ray's runtime environment for the job")
+    submit.add_argument("--no-wait", action="store_true", help="submit it and return")
     report = command("report", _report, "write the report of a finished run or sweep anew, and say where it is")
     experiment_arguments(report)
     inspect = command("inspect", _inspect, "show an artifact: its summary, inputs and files")
@@ -220,6 +226,40 @@ def _sweep(options: argparse.Namespace, run_missing: bool = True) -> Document:
     summary = SweepSummary(finished)
     summary.show()
     return summary.as_json()
+
+
+def _submit(options: argparse.Namespace) -> Document:
+    from s2l_ray.storage import check_outlives_job
+    from s2l_ray.strict_yaml import read_yaml
+    from s2l_ray.sweep import lay_out
+
+    sparse = load_sparse(options.config, _overrides(options))
+    experiment = lay_out(sparse).experiment if sparse.sweep else experiment_of(sparse)
+    check_outlives_job(experiment.shared.storage)
+    config = os.path.relpath(options.config)
+    if config.startswith(os.pardir):
+        raise ConfigError(
+            f"{options.config} lies outside the current directory, which is all that the job gets. "
+            "Submit from a folder that holds the file and what it names."
+        )
+    words = ["python", "-m", "s2l_ray", "sweep" if sparse.sweep else "run", config]
+    words += [word for line in options.set for word in ("--set", line)]
+    words += ["--storage", options.storage] if options.storage else []
+    words += ["--until", options.until] if options.until else []
+    runtime_env = read_yaml(options.runtime_env) if options.runtime_env else {}
+    if not isinstance(runtime_env, dict):
+        raise ConfigError(f"{options.runtime_env}: found {runtime_env!r}, expected keys such as `env_vars`.")
+    if options.address:
+        os.environ["RAY_API_SERVER_ADDRESS"] = options.address  # where it is set Ray listens to nothing else
+    elif not os.environ.get("RAY_API_SERVER_ADDRESS") and not os.environ.get("RAY_ADDRESS"):
+        # Ray would take whatever cluster it finds on this machine.
+        raise ConfigError(
+            "submit to which cluster? Expected --address, RAY_API_SERVER_ADDRESS or RAY_ADDRESS: the URL of its "
+            "dashboard, e.g. http://127.0.0.1:8265 once its port is forwarded here."
+        )
+    from s2l_ray.stages.submit import submit
+
+    return submit(words, runtime_env, wait=not options.no_wait)
 
 
 def _report(options: argparse.Namespace) -> Document:

@@ -50,6 +50,14 @@ class StageFailed(S2LError):
     """A stage ended without its artifact for a reason outside config and data."""
 
 
+class JobFailed(S2LError):
+    """A submitted job failed; the exit code is its own."""
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 def encode_error(error: S2LError) -> dict[str, Any]:
     """Return an error as plain data, to leave a worker as what it is and not wrapped in other people's tracebacks."""
     return {"type": type(error).__name__, "message": str(error), "ids": list(getattr(error, "example_ids", ()))}

@@ -18,7 +18,7 @@ from pydantic_core import ErrorDetails
 from s2l_ray.config import Config, Section
 from s2l_ray.errors import ConfigError
 from s2l_ray.log import redacted
-from s2l_ray.strict_yaml import dump_yaml, parse_yaml
+from s2l_ray.strict_yaml import dump_yaml, parse_yaml, read_yaml
 
 MAIN_ARM = "main"
 SHARED = ("storage", "resources", "tracking")
@@ -79,12 +79,7 @@ def load_sparse(path: str | Path, overrides: list[str] | None = None) -> Sparse:
     Raises:
         ConfigError: the file or a line is not what it must be.
     """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the config {path}: {error}. Give the path of a UTF-8 YAML file.") from error
-    return parse_sparse(parse_yaml(text, origin=str(path)), overrides or [], origin=str(path), name=path.stem)
+    return parse_sparse(read_yaml(path), overrides or [], origin=str(path), name=Path(path).stem)
 
 
 def parse_sparse(data: Any, overrides: list[str], *, origin: str, name: str) -> Sparse:

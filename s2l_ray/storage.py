@@ -38,6 +38,19 @@ def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     return filesystem, path
 
 
+def check_outlives_job(uri: str) -> None:
+    """Refuse what would be a storage within the working directory of a submitted job.
+
+    Raises:
+        ConfigError: a relative path.
+    """
+    if "://" not in uri and not uri.startswith("~") and not Path(uri).is_absolute():
+        raise ConfigError(
+            f"storage {uri!r} is relative, and the working directory of a submitted job vanishes with the job. "
+            "Set `storage` (or --storage) to an absolute path or a URI that every node can reach."
+        )
+
+
 @dataclass(frozen=True)
 class Storage:
     """A root folder on any `pyarrow.fs` file system. Cheap to pickle."""
@@ -76,11 +89,8 @@ class Storage:
         path = Path(uri).expanduser()
         if not uri.strip():
             raise ConfigError(f"storage {uri!r}: found an empty path. Expected a folder, e.g. ./.s2l.")
-        if not path.is_absolute() and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
-            raise ConfigError(
-                f"storage {uri!r} is relative, and the working directory of a submitted job vanishes with the job. "
-                "Set `storage` (or --storage) to an absolute path or a URI that every node can reach."
-            )
+        if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+            check_outlives_job(uri)
         path = path.absolute()
         for ancestor in (path, *path.parents):
             if ancestor.exists() and not ancestor.is_dir():

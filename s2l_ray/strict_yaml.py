@@ -1,6 +1,7 @@
 """YAML as people mean it: `1e-4` is a number, `no` is a word, a key stands once; no aliases, anchors or tags."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -71,6 +72,19 @@ def parse_yaml(text: str, *, origin: str) -> Any:
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error)
         raise ConfigError(f"{origin}{line}: {problem}. Expected plain YAML; mend that line.") from error
+
+
+def read_yaml(path: str | Path) -> Any:
+    """Return what a YAML file holds.
+
+    Raises:
+        ConfigError: it cannot be read, or is not what `parse_yaml` takes.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}. Give the path of a UTF-8 YAML file.") from error
+    return parse_yaml(text, origin=str(path))
 
 
 class _PlainDumper(yaml.SafeDumper):

@@ -19,7 +19,10 @@ from s2l_ray.storage import Storage
 SHARED_SECONDS = 60.0
 """How long the other nodes may take to say whether they see the storage."""
 
-NOISE = ("ray.data", "ray.data._internal.progress", "ray.train", "ray.tune", "ray._private.authentication")
+NOISE = (
+    *("ray.data", "ray.data._internal.progress", "ray.train", "ray.tune", "ray._private.authentication"),
+    *("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env.packaging"),
+)
 """Loggers of Ray that speak of its inner life in front of the user; their errors still come through."""
 
 SETTINGS = {
@@ -68,7 +71,7 @@ def connect(resources: ResourcesConfig) -> bool:
             ray.init(address="local", include_dashboard=False, _system_config=system, **options)
     except SystemExit as error:
         # While it starts, Ray answers SIGTERM in its own way.
-        raise KeyboardInterrupt("interrupted by SIGTERM") from error
+        raise KeyboardInterrupt("interrupted by SIGTERM. The same command goes on from here.") from error
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ConfigError(
             f"no Ray cluster answers at {address or 'this machine'}: {error}. "

@@ -176,7 +176,7 @@ def test_help_exits_0_and_names_the_commands(capsys):
         cli.main(["--help"])
     assert caught.value.code == 0
     out = capsys.readouterr().out
-    assert all(name in out for name in ("plan", "run", "stage", "inspect", "gc"))
+    assert all(name in out for name in ("plan", "run", "stage", "submit", "inspect", "gc"))
 
 
 @pytest.mark.parametrize(
@@ -297,6 +297,40 @@ def test_module_is_the_command_and_returns_its_code(tmp_path):
     )
     assert (process.returncode, process.stdout) == (2, "")
     assert "Traceback" not in process.stderr
+
+
+# ------------------------------------------------------------------------------------------------------------- submit
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ([], "relative"),
+        (["--storage", "/absolute", "--set", "cluster.n_cluster=5"], "n_clusters"),
+        (["--storage", "/absolute", "--runtime-env", "/nowhere.yaml"], "/nowhere.yaml"),
+        (["--storage", "/absolute", "--runtime-env", "list.yaml"], "list.yaml"),
+        (["--storage", "/absolute"], "--address"),
+        (["--storage", "s3://user:canary@bucket/x", "--address", "http://127.0.0.1:9"], "password"),
+        (["--storage", "/absolute", "--address", "http://127.0.0.1:9"], "127.0.0.1:9"),
+        (["--storage", "/absolute", "--address", "nonsense"], "nonsense"),
+    ],
+)
+def test_submit_of_what_cannot_be_exits_2_with_one_message(capsys, tmp_path, monkeypatch, arguments, named):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
+    (tmp_path / "quickstart.yaml").write_text(Path(QUICKSTART).read_text())
+    (tmp_path / "list.yaml").write_text("[1]")
+    code, out, err = run(capsys, "submit", "quickstart.yaml", *arguments)
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert named in err
+    assert "canary" not in err
+
+
+def test_submit_of_a_config_that_the_job_would_not_get_exits_2(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(capsys, "submit", QUICKSTART, "--storage", "/absolute", "--address", "http://127.0.0.1:9")
+    assert code == 2
+    assert "outside the current directory" in err
 
 
 # ----------------------------------------------------------------------------------------------------------------- gc
