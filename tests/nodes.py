@@ -13,7 +13,7 @@ import psutil
 
 RAY = str(Path(sys.executable).parent / "ray")
 STORE = 100 * 2**20
-NOTICE = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "5"}
+NOTICE = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "12"}
 """Seconds between a SIGTERM and the end of a node."""
 
 

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
 SPOT = {"custom": {"spot": 1}, "max_failures": 0, "checkpoint_every": 10**6}
 """No failure is forgiven, and no checkpoint is due before the end: what is gone on from was saved on notice."""
-STEPS = 4000
+STEPS = 8000
 
 
 def step_of(storage: Path, artifact: str) -> int:
