@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from s2l_ray.errors import ArtifactError
-from s2l_ray.storage import CHUNK, Storage, digest_of
+from s2l_ray.storage import CHUNK, Storage, digest_of, opened
 
 MANIFEST = "manifest.json"
 DISCARDED = "discarded"
@@ -183,7 +183,7 @@ class Artifact:
     ) -> pa.Table:
         """Read rows `start:stop` of one Parquet file, touching only the row groups that hold them."""
         try:
-            with self.storage.filesystem.open_input_file(self.path(record.path)) as stream:
+            with opened(self.storage.filesystem, self.path(record.path)) as stream:
                 parquet = pq.ParquetFile(stream)
                 if start == 0 and stop is None:
                     return parquet.read(columns=columns)

@@ -22,7 +22,7 @@ import pyarrow.fs as pafs
 
 from s2l_ray.config import InputPath
 from s2l_ray.errors import ConfigError, DataError, StorageError
-from s2l_ray.storage import open_filesystem
+from s2l_ray.storage import open_filesystem, opened
 
 FileFormat = Literal["jsonl", "json", "parquet"]
 Warn = Callable[[str], None]
@@ -132,22 +132,20 @@ def open_input(path: str) -> Iterator[BinaryIO]:
         StorageError: its store fails.
     """
     filesystem, inner = filesystem_of(path)
-    with answered(path):
-        raw = filesystem.open_input_stream(inner, compression=None)
-        with io.BufferedReader(raw, _BUFFER_BYTES) as stream:
-            yield cast(BinaryIO, stream)
+    with answered(path), opened(filesystem, inner) as raw, io.BufferedReader(raw, _BUFFER_BYTES) as stream:
+        yield cast(BinaryIO, stream)
 
 
 @contextmanager
 def random_access(path: str) -> Iterator[Any]:
-    """Open a local path or a URI as a seekable `pyarrow.NativeFile`.
+    """Open a local path or a URI to be read at any position.
 
     Raises:
         DataError: the file is gone or may not be read.
         StorageError: its store fails.
     """
     filesystem, inner = filesystem_of(path)
-    with answered(path), filesystem.open_input_file(inner) as stream:
+    with answered(path), opened(filesystem, inner) as stream:
         yield stream
 
 

@@ -1,7 +1,9 @@
 """The storage: a root folder on any file system, where artifacts live."""
 
 import hashlib
+import io
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,8 +20,10 @@ from s2l_ray.log import without_user_info
 
 CHUNK = 1 << 22
 """Bytes that are read at once."""
-S3_ATTEMPTS = 7
-"""How often a request is sent to S3 before it has failed. The waits between grow to half a minute in all."""
+S3_RETRIES = 10
+"""How often a request to S3 is sent again before it has failed. The waits double from 25 ms to half a minute in all."""
+PATIENCE_SECONDS = 25.0
+"""How long a read that fails at once is tried again: less than what the retries of a request take, which is enough."""
 
 
 def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -33,7 +37,8 @@ def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
         # A URI cannot ask for more attempts, nor for one request a small file where there were three. Its other
         # options are Arrow's to read; the pickled form is where they can be had.
         _, (options,) = filesystem.__reduce__()
-        retries = pafs.AwsStandardS3RetryStrategy(max_attempts=S3_ATTEMPTS)
+        # Not the "standard" strategy: it stops for good after 100 retries, however many requests succeed between.
+        retries = pafs.AwsDefaultS3RetryStrategy(max_attempts=S3_RETRIES)
         filesystem = pafs.S3FileSystem(**{**options, "allow_delayed_open": True, "retry_strategy": retries})
     return filesystem, path
 
@@ -49,6 +54,58 @@ def check_outlives_job(uri: str) -> None:
             f"storage {uri!r} is relative, and the working directory of a submitted job vanishes with the job. "
             "Set `storage` (or --storage) to an absolute path or a URI that every node can reach."
         )
+
+
+class PatientFile(io.RawIOBase):
+    """A file of a remote store, whose reads are tried again for a while.
+
+    The answer of a store that is busy is longer than the room for a small read, and pyarrow takes that for the end.
+    """
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """Yes."""
+        return True
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Read up to `size` bytes, or all that is left."""
+        position, deadline, pause = self._file.tell(), time.monotonic() + PATIENCE_SECONDS, 0.05
+        while True:
+            try:
+                self._file.seek(position)
+                return bytes(self._file.read(None if size is None or size < 0 else size))
+            except OSError:
+                if time.monotonic() + pause > deadline:
+                    raise
+                time.sleep(pause)
+                pause *= 2
+
+    def readinto(self, buffer: Any) -> int:
+        """Read into a buffer; return how much."""
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a position."""
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        """Return the position."""
+        return int(self._file.tell())
+
+
+@contextmanager
+def opened(filesystem: pafs.FileSystem, path: str) -> Iterator[Any]:
+    """Open a file to be read at any position, patiently where it is not local."""
+    with filesystem.open_input_file(path) as file:
+        yield file if filesystem.type_name == "local" else PatientFile(file)
 
 
 @dataclass(frozen=True)
@@ -156,7 +213,7 @@ class Storage:
             FileNotFoundError: there is none.
             StorageError: it cannot be opened, or read in the block.
         """
-        with self.asked(), self.filesystem.open_input_file(path) as stream:
+        with self.asked(), opened(self.filesystem, path) as stream:
             yield stream
 
     @contextmanager
@@ -273,7 +330,7 @@ def _link_exclusively(data: bytes, path: str) -> bool:
 
 def file_digest(filesystem: pafs.FileSystem, path: str) -> str:
     """Return the SHA-256 of a file's bytes."""
-    with filesystem.open_input_stream(path) as stream:
+    with opened(filesystem, path) as stream:
         return digest_of(stream)[1]
 
 

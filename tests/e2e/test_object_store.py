@@ -187,14 +187,14 @@ def now_and_then(number: int, request: str) -> float | None:
     return None if number % 5 == 0 else 0.5 if number % 11 == 0 else 0.0
 
 
-def breaks_at(sign: str) -> Disturb:
-    """Refuse everything from the first request on that has `sign` in it."""
+def breaks_at(sign: str, only: str = "") -> Disturb:
+    """From the first request on that has `sign` in it refuse everything, or what has `only` in it."""
     is_broken = threading.Event()
 
     def disturb(number: int, request: str) -> float | None:
         if sign in request:
             is_broken.set()
-        return None if is_broken.is_set() else 0.0
+        return None if is_broken.is_set() and only in request else 0.0
 
     return disturb
 
@@ -204,6 +204,17 @@ def assert_clean_abort(done: "subprocess.CompletedProcess[str]", code: int, plac
     assert "Traceback" not in done.stderr
     (message,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert place in message
+
+
+def test_store_that_refuses_every_other_request_is_asked_again_however_often(store: ObjectStore) -> None:
+    storage = store.storage("refusing")
+    store.calm()
+    store.disturb = lambda number, request: None if number % 2 else 0.0
+    for i in range(50):
+        storage.write_bytes(b"%d" % i, "file")
+        assert storage.read_bytes("file") == b"%d" % i
+    assert len(store.requests) == 300
+    store.calm()
 
 
 @pytest.mark.faults
@@ -247,6 +258,17 @@ def test_store_that_fails_for_good_ends_the_run_with_one_message_and_the_same_co
     assert again.returncode == 0, again.stderr
     assert manifests(store.storage(prefix)) == undisturbed
     assert len(json.loads(again.stdout)["ran"]) == len(undisturbed) - len(here)
+
+
+@pytest.mark.faults
+@pytest.mark.slow
+def test_input_whose_store_fails_ends_the_run_with_one_message(run: dict[str, Any], store: ObjectStore) -> None:
+    store.calm()
+    store.disturb = breaks_at("heartbeat.json", only="rows.jsonl")
+    done = run_quickstart(store, f"s3://{BUCKET}/unread")
+    store.calm()
+    assert_clean_abort(done, 1, f"s3://{BUCKET}/data/rows.jsonl")
+    assert manifests(store.storage("unread")) == {}
 
 
 @pytest.mark.faults
