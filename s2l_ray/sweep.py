@@ -10,8 +10,9 @@
           noisy: {examples.synthetic.wrong: 0.05}
       metric: macro_exact_match
 
-The file's `arms` are one more parameter, `arm`. A parameter whose paths all end in `seed` holds seeds: trials that
-differ in nothing else are repetitions of one *setting*, and settings are compared over equal seeds, in pairs.
+The file's `arms` are one more parameter, `arm`, which may also name the ones to try. A parameter whose paths all end
+in `seed` holds seeds: trials that differ in nothing else are repetitions of one *setting*, and settings are compared
+over equal seeds, in pairs.
 
 `grid` tries every setting, `random` draws `samples` of them, `asha` draws as well and gives a setting its next seed
 only while it is among the better ones (asynchronous successive halving, Li et al. 2020, arXiv 1810.05934).
@@ -233,12 +234,12 @@ def _trial(
 
 
 def _parameters(config: SweepConfig, sparse: Sparse, origin: str) -> Iterator[Parameter]:
-    if tuple(sparse.arms) != (MAIN_ARM,):
-        yield Parameter(ARM, (), sparse.arms)
+    if tuple(sparse.arms) != (MAIN_ARM,) or ARM in config.parameters:
+        yield Parameter(ARM, (), _chosen_arms(sparse.arms, config.parameters.get(ARM), origin))
     for name, values in config.parameters.items():
         paths = tuple(path.strip() for path in name.split("+"))
         if name == ARM:
-            raise ConfigError(f"{origin}: `{ARM}` is what the file's `arms` are called. Take another name.")
+            continue
         if isinstance(values, list):
             found = Parameter(name, paths, {_hashable(v): dict.fromkeys(paths, v) for v in values})
         elif set(values) <= set(ValueRange.model_fields):
@@ -253,6 +254,15 @@ def _parameters(config: SweepConfig, sparse: Sparse, origin: str) -> Iterator[Pa
         touched = {*found.paths, *(path for changes in found.choices.values() for path in changes)}
         if not any(paths_overlap(path, fixed) for path in touched for fixed in sparse.set_paths):
             yield found
+
+
+def _chosen_arms(arms: Mapping[str, Mapping[str, Any]], chosen: Any, origin: str) -> Mapping[str, Mapping[str, Any]]:
+    if chosen is None:
+        return arms
+    if not isinstance(chosen, list) or not set(map(str, chosen)) <= set(arms) or MAIN_ARM in arms:
+        among = "the file has none" if MAIN_ARM in arms else ", ".join(arms)
+        raise ConfigError(f"{origin}: `{ARM}`: found {chosen}, expected a list of the file's arms ({among}).")
+    return {str(name): arms[str(name)] for name in chosen}
 
 
 def _hashable(value: Any) -> Any:

@@ -55,6 +55,30 @@ def test_arms_and_named_overrides_are_parameters():
     ]
 
 
+ARMS = "arms: {s2l: {select.method: paper}, full: {select.method: full}, random: {select.method: random}}\n"
+
+
+def test_some_of_the_arms_can_be_named_in_their_own_order():
+    sweep = sweep_of(ARMS + "sweep: {parameters: {arm: [random, s2l], seed: [0, 1]}, baseline: {arm: random}}")
+    assert [(t.setting["arm"], t.config.select.method) for t in sweep.trials] == [
+        ("random", "random"), ("random", "random"), ("s2l", "paper"), ("s2l", "paper"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arms", "named", "words"),
+    [
+        (ARMS, "[random, guarded]", ("guarded", "s2l, full, random")),
+        (ARMS, "{a: {seed: 1}}", ("expected a list",)),
+        ("", "[main]", ("has none",)),
+    ],
+)
+def test_arms_that_the_file_does_not_have_are_refused(arms, named, words):
+    with pytest.raises(ConfigError) as caught:
+        sweep_of(arms + f"sweep: {{parameters: {{arm: {named}}}}}")
+    assert all(word in str(caught.value) for word in words)
+
+
 def test_random_draws_stay_in_their_range_repeat_themselves_and_are_distinct():
     text = (
         "sweep: {search: random, samples: 20, seed: 5, parameters: {proxy.learning_rate: {low: 1e-4, high: 1e-2, "
