@@ -327,7 +327,7 @@ def answered(path: str) -> Iterator[None]:
     except OSError as error:
         if not is_remote(path):
             raise
-        problem = shown(str(error).replace(path, "..."), 300)
+        problem = shown(str(error).replace(path, "...").rstrip("."), 300)
         raise StorageError(
             f"{_public(path)} cannot be read: {problem}. Check the store and the network; the same command goes on "
             "from what is finished."

@@ -200,9 +200,10 @@ class Storage:
         except (FileNotFoundError, StorageError):
             raise
         except OSError as error:
+            problem = str(error).rstrip(".")
             raise StorageError(
-                f"storage {without_user_info(self.uri)} fails: {error}. Check that it can be reached, read and "
-                "written, and is not full. What is finished is kept there: the same command goes on from it."
+                f"storage {without_user_info(self.uri)} fails: {problem}. Check that it can be reached, read and written, "
+                "and is not full. What is finished is kept there: the same command goes on from it."
             ) from error
 
     @contextmanager
