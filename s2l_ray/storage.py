@@ -202,8 +202,8 @@ class Storage:
         except OSError as error:
             problem = str(error).rstrip(".")
             raise StorageError(
-                f"storage {without_user_info(self.uri)} fails: {problem}. Check that it can be reached, read and written, "
-                "and is not full. What is finished is kept there: the same command goes on from it."
+                f"storage {without_user_info(self.uri)} fails: {problem}. Check that it can be reached, read and "
+                "written, and is not full. What is finished is kept there: the same command goes on from it."
             ) from error
 
     @contextmanager
