@@ -20,8 +20,11 @@ INTERRUPTED = 130
 """The exit code says what came of it, not which signal asked: interrupted, and the same command goes on."""
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 """Ctrl-C, and what `ray job stop`, Slurm and Kubernetes send."""
-LEAVE_SECONDS = 10.0
-"""How long Ray may take to end its processes. Without it they end too, some of them a minute later."""
+UNWIND_SECONDS = 2.0
+"""How long what was interrupted may take to come to its end: `ray job stop` kills after three."""
+_interrupted = threading.Event()
+_last_word = threading.Lock()
+"""Held by the thread that says what interrupted us, and ends the process."""
 
 Document = Mapping[str, Any]
 """What a command prints with `--json`."""
@@ -42,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         display.error(str(error))
         code = error.exit_code
     except KeyboardInterrupt as interrupt:
+        if _interrupted.is_set():
+            _last_word.acquire()
         display.error(str(interrupt) or "interrupted. The same command goes on from here.")
         code = INTERRUPTED
     except BrokenPipeError:
@@ -54,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
             _end_process(1)
         raise
-    if code and _stages_are_at_work():
+    if code and (_stages_are_at_work() or _interrupted.is_set()):
         _end_process(code)
     return code
 
@@ -77,7 +82,19 @@ def _interruptible() -> Iterator[None]:
 def _interrupt(number: int, _: object) -> None:
     for each in INTERRUPTS:
         signal.signal(each, signal.SIG_DFL)
-    raise KeyboardInterrupt(f"interrupted by {signal.Signals(number).name}. The same command goes on from here.")
+    _interrupted.set()
+    message = f"interrupted by {signal.Signals(number).name}. The same command goes on from here."
+    # Ray may be on its way out by the same signal, and whoever waits for an answer of it waits long.
+    last = threading.Timer(UNWIND_SECONDS, _end_unfinished, [message])
+    last.daemon = True
+    last.start()
+    raise KeyboardInterrupt(message)
+
+
+def _end_unfinished(message: str) -> None:
+    if _last_word.acquire(blocking=False):
+        display.error(message)
+        _end_process(INTERRUPTED)
 
 
 def _stages_are_at_work() -> bool:
@@ -85,19 +102,16 @@ def _stages_are_at_work() -> bool:
 
 
 def _end_process(code: int) -> None:
-    """End without waiting for stages at work in Ray, which cannot be called back.
+    """End at once, without waiting for what is at work in Ray and cannot be called back.
 
-    What they had finished is there for the same command to go on from. All is said: what they say of losing Ray
-    helps nobody.
+    What was finished is there for the same command to go on from.
     """
-    from s2l_ray.stages import runtime
-
     sys.stdout.flush()
     sys.stderr.flush()
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
-    leaving = threading.Thread(target=runtime.disconnect, daemon=True)
-    leaving.start()
-    leaving.join(LEAVE_SECONDS)
+    # Before that module is there, or while it is being imported, Ray has started nothing.
+    kill_workers = getattr(sys.modules.get("s2l_ray.stages.runtime"), "kill_workers", None)
+    if kill_workers is not None:
+        kill_workers()
     os._exit(code)
 
 

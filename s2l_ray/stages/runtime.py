@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import uuid
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -69,9 +70,11 @@ def connect(resources: ResourcesConfig) -> bool:
             # Idle workers are kept for the next stage: what they have imported took seconds.
             system = {"num_workers_soft_limit": 4 * (os.cpu_count() or 1)}
             ray.init(address="local", include_dashboard=False, _system_config=system, **options)
-    except SystemExit as error:
+    except SystemExit:
         # While it starts, Ray answers SIGTERM in its own way.
-        raise KeyboardInterrupt("interrupted by SIGTERM. The same command goes on from here.") from error
+        signal.signal(signal.SIGTERM, on_sigterm)
+        signal.raise_signal(signal.SIGTERM)
+        raise
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ConfigError(
             f"no Ray cluster answers at {address or 'this machine'}: {error}. "
@@ -92,6 +95,19 @@ def connect(resources: ResourcesConfig) -> bool:
 def disconnect() -> None:
     """Leave the cluster, or end the local Ray."""
     ray.shutdown()
+
+
+def kill_workers() -> None:
+    """Kill what a local Ray has started, for a process that ends without `disconnect`.
+
+    Ray's own processes end with this one; those that they started would look for them for up to a minute.
+    """
+    import psutil  # after ray, which brings it
+
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):
+            for each in child.children(recursive=True):
+                each.kill()
 
 
 def limit_threads(threads: int) -> None:
