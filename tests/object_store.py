@@ -19,6 +19,7 @@ from s2l_ray.artifacts import MANIFEST
 from s2l_ray.storage import Storage
 
 BUCKET = "bucket"
+SECRET = "canary7secret"
 START_SECONDS = 60
 LOOPBACK = "127.0.0.1"
 OF_A_HOP = ("connection", "transfer-encoding", "expect", "content-length")
@@ -53,7 +54,7 @@ class ObjectStore(ThreadingHTTPServer):
         return {
             "AWS_ENDPOINT_URL": f"http://{LOOPBACK}:{self.server_port}",
             "AWS_ACCESS_KEY_ID": "somebody",
-            "AWS_SECRET_ACCESS_KEY": "anything",
+            "AWS_SECRET_ACCESS_KEY": SECRET,
             "AWS_DEFAULT_REGION": "us-east-1",
             "AWS_EC2_METADATA_DISABLED": "true",
         }
@@ -61,7 +62,7 @@ class ObjectStore(ThreadingHTTPServer):
     def uri(self, prefix: str) -> str:
         """Return a place in the store that needs no environment but the credentials in it."""
         endpoint = f"endpoint_override={LOOPBACK}%3A{self.server_port}&scheme=http&region=us-east-1"
-        return f"s3://somebody:anything@{BUCKET}/{prefix}?{endpoint}"
+        return f"s3://somebody:{SECRET}@{BUCKET}/{prefix}?{endpoint}"
 
     def storage(self, prefix: str) -> Storage:
         return Storage.at(self.uri(prefix))

@@ -20,6 +20,7 @@ from s2l_ray.config import Config, ResourcesConfig
 from s2l_ray.costs import ledger
 from s2l_ray.diagnostics import HEALTH
 from s2l_ray.guard import DUPLICATE, NOT_LEARNED
+from s2l_ray.log import without_user_info
 from s2l_ray.partition import window_columns
 from s2l_ray.plan import ReportSettings
 from s2l_ray.report.blocks import ExampleRow, Number, Value
@@ -268,5 +269,7 @@ def _provenance(inputs: Inputs) -> list[tuple[str, Value]]:
     versions = inputs.comparison.manifest.run["versions"]
     rows: list[tuple[str, Value]] = [(name, version) for name, version in versions.items()]
     for arm, made in inputs.arms.items():
-        rows.append((f"subset of {arm}", f"{made['subset'].uri} (digest {made['subset'].digest[:16]})"))
+        rows.append(
+            (f"subset of {arm}", f"{without_user_info(made['subset'].uri)} (digest {made['subset'].digest[:16]})")
+        )
     return rows
