@@ -4,10 +4,12 @@ import argparse
 import json
 import sys
 
-from tests.benchmarks import sweep
+from tests.benchmarks import kmeans, scoring, sweep
 from tests.benchmarks.harness import Ratio, peaks
 
-BENCHMARKS = {benchmark.name: benchmark for benchmark in (sweep.BENCHMARK,)}
+BENCHMARKS = {
+    benchmark.name: benchmark for benchmark in (scoring.BENCHMARK, kmeans.BENCHMARK, kmeans.LARGE, sweep.BENCHMARK)
+}
 
 
 def main() -> int:

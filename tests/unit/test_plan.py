@@ -173,7 +173,7 @@ def test_setting_changes_what_depends_on_it_and_nothing_else(line, expected):
 
 def test_setting_every_key_but_where_it_runs_changes_something():
     """A key that reaches no fingerprint would mix old files with new settings."""
-    where = {"resources", "storage", "report"}
+    where = {"resources", "storage", "report", "tracking"}
     spared = {"score.checkpoints_per_pass", "examples.on_bad_row", "examples.max_rejected", "evaluate.columns"}
     spared |= {"evaluate.held_out", "evaluate.path", "examples.path"}  # unused with a synthetic corpus, or need files
     changes = {

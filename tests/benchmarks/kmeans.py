@@ -1,0 +1,62 @@
+"""Lloyd's iterations under Ray against scikit-learn's, on the same rows, from the same start, with equal threads."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from s2l_ray import kmeans
+from s2l_ray.config import PoolResources, ResourcesConfig
+from s2l_ray.stages import runtime
+from s2l_ray.stages.cluster_trajectories import Rows, _Blocks
+from tests.benchmarks.harness import Benchmark, Ratio, alternate
+
+T, K, ITERATIONS, THREADS, ROUNDS = 12, 100, 20, 2, 3
+
+
+def trajectories(n: int) -> np.ndarray:
+    """Make curves like those of losses, of a few hundred kinds whose counts have a long tail; float32 [N, T]."""
+    generator = np.random.default_rng(0)
+    start, rate, floor = (generator.gamma(4, size, (400, 1)) for size in (0.8, 0.1, 0.2))
+    kinds = floor + start * np.exp(-rate * np.arange(T))
+    noise = generator.normal(0, 0.1, (n, T))
+    loss = kinds[generator.zipf(1.3, n) % len(kinds)] * np.exp(noise)
+    return (np.round(loss * 2**20) / 2**20).astype(np.float32)
+
+
+def measure(n: int) -> Iterator[Ratio]:
+    """Time `ITERATIONS` of them and the assignment at the end."""
+    from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits
+
+    loss_NT, id_N = trajectories(n), np.arange(n)
+    start_KT = kmeans.initial_centroids(loss_NT[:65_536], K, 0)
+    rows = Rows(id_N, id_N.astype(np.uint64), np.full(n, "all", dtype=object), loss_NT)
+    runtime.connect(ResourcesConfig())
+    try:
+        blocks = _Blocks(rows, PoolResources(actors=(1, THREADS)))
+
+        def ours() -> float:
+            result = kmeans.lloyd(blocks.step, start_KT, ITERATIONS, relocate=blocks.farthest)
+            return float(blocks.assign(result.centroid_KT).sq_distance.sum())
+
+        def peer() -> float:
+            with threadpool_limits(THREADS):
+                fitted = KMeans(K, init=start_KT, n_init=1, max_iter=ITERATIONS, tol=0, algorithm="lloyd").fit(loss_NT)
+            return float(fitted.inertia_)
+
+        np.testing.assert_allclose(ours(), peer(), rtol=1e-3)
+        seconds, peer_seconds = alternate(ours, peer, ROUNDS)
+    finally:
+        runtime.disconnect()
+    yield Ratio(
+        work=f"k-means, N = {n:,}, T = {T}, K = {K}, {ITERATIONS} iterations",
+        peer_name=f"scikit-learn, {THREADS} threads",
+        ours=seconds,
+        peer=peer_seconds,
+        unit="s",
+        rounds=ROUNDS,
+    )
+
+
+BENCHMARK = Benchmark("kmeans", "Lloyd's iterations against scikit-learn", lambda: measure(1_000_000))
+LARGE = Benchmark("kmeans-10m", "the same, ten million rows", lambda: measure(10_000_000), is_large=True)
