@@ -24,6 +24,8 @@ from s2l_ray.config import ResourcesConfig
 from s2l_ray.errors import ConfigError
 from s2l_ray.experiment import load_experiment
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 AWS = ROOT / "cluster_configs" / "aws.yaml"
 HEAD_ID = "f" * 51 + "00000"

@@ -243,7 +243,8 @@ def test_second_signal_ends_the_command_at_once(asked):
 
 
 def test_command_leaves_signals_as_they_were_and_an_ignored_one_ignored(monkeypatch):
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = {signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN)}
+    before[signal.SIGTERM] = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     seen = []
     monkeypatch.setattr(cli, "load_sparse", lambda *_: seen.append(signal.getsignal(signal.SIGINT)))
     try:
@@ -253,7 +254,8 @@ def test_command_leaves_signals_as_they_were_and_an_ignored_one_ignored(monkeypa
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_fault_of_ours_is_not_swallowed(monkeypatch):
