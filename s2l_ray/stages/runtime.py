@@ -30,6 +30,7 @@ SETTINGS = {
     "RAY_ENABLE_AUTO_CONNECT": "0",  # a stage that is cut off would start another Ray
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # a spot node's notice can be as short as half a minute
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's new output prints whatever `verbose` says
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # logs that nobody reads
