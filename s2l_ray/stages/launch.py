@@ -57,10 +57,24 @@ def train(run: TrainingRun, output: StagedOutput, resources: TrainResources) -> 
 def _train_on_gang(run: TrainingRun, output: StagedOutput, resources: TrainResources) -> None:
     """Let Ray Train start the workers together, and go on from where an earlier attempt stopped."""
     import ray.train
+
+    while True:
+        try:
+            _trainer(run, output, resources).fit()
+            return
+        except ray.train.TrainingFailedError:
+            # Where a node goes a moment before Ray Train has expected it, its end counts as a failure of ours.
+            if not _take_notice(output):
+                raise
+            display.say(f"{run.label}: a node was taken away; on from the checkpoint that was saved on its notice")
+
+
+def _trainer(run: TrainingRun, output: StagedOutput, resources: TrainResources) -> Any:
+    import ray.train
     import ray.train.torch
 
     shared_gpu = 0 < resources.gpus < 1
-    trainer = ray.train.torch.TorchTrainer(
+    return ray.train.torch.TorchTrainer(
         _training_worker,
         train_loop_config={"run": run, "output": output, "threads": resources.threads},
         scaling_config=ray.train.ScalingConfig(
@@ -77,7 +91,6 @@ def _train_on_gang(run: TrainingRun, output: StagedOutput, resources: TrainResou
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
     )
-    trainer.fit()
 
 
 def _train_in_task(run: TrainingRun, output: StagedOutput, resources: TrainResources) -> None:
@@ -127,6 +140,26 @@ def publish_progress(output: StagedOutput, step: int, note: str) -> None:
     from ray.experimental import internal_kv
 
     internal_kv._internal_kv_put(f"s2l/{output.attempt}", json.dumps([step, note]), overwrite=True)
+
+
+def give_notice(output: StagedOutput, is_given: bool) -> None:
+    """Say from a training worker whether these workers know that a node of theirs is to be taken away."""
+    from ray.experimental import internal_kv
+
+    internal_kv._internal_kv_put(_notice_key(output), json.dumps(is_given), overwrite=True)
+
+
+def _take_notice(output: StagedOutput) -> bool:
+    """Return whether notice was given, once."""
+    from ray.experimental import internal_kv
+
+    given = internal_kv._internal_kv_get(_notice_key(output))
+    internal_kv._internal_kv_del(_notice_key(output))
+    return given is not None and bool(json.loads(given))
+
+
+def _notice_key(output: StagedOutput) -> str:
+    return f"s2l/{output.attempt}/notice"
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from s2l_ray.engines import (
 )
 from s2l_ray.models import build_model, device_and_precision, save_model
 from s2l_ray.stages import metrics
-from s2l_ray.stages.launch import TrainingRun, publish_progress, train
+from s2l_ray.stages.launch import TrainingRun, give_notice, publish_progress, train
 from s2l_ray.tokens import TokenRows
 from s2l_ray.training import BatchOrder, Plan, Position, Schedule, Share, StepReport, pauses, train_loop
 
@@ -79,7 +79,8 @@ def train_worker(job: TrainJob) -> None:
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
             worker.go_on_from(Path(folder))
-    worker.train(pauses(job.total_steps, job.resources.checkpoint_every), PreemptionNotice(worker.engine))
+    give_notice(job.output, False)
+    worker.train(pauses(job.total_steps, job.resources.checkpoint_every), PreemptionNotice(worker.engine, job.output))
 
 
 def train_alone(job: TrainJob) -> None:
@@ -94,8 +95,8 @@ class PreemptionNotice:
     the mean duration of a step over all workers.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, output: StagedOutput) -> None:
+        self._engine, self._output = engine, output
         self._next = FIRST_ASKED
         self._asked_at: tuple[int, float] | None = None
         self._is_known = False
@@ -116,6 +117,8 @@ class PreemptionNotice:
             self._next = step + 1
         self._asked_at = (step, now)
         self._is_known = ray.train.get_preemption_info() is not None
+        if self._is_known:
+            give_notice(self._output, True)
         return self._is_known
 
 
