@@ -53,9 +53,13 @@ class Nodes:
         node.wait()
 
     def worker_processes(self) -> list[psutil.Process]:
-        """Return the processes that run tasks and actors, on all nodes; Ray names them after what they do."""
+        """Return the processes that run tasks and actors, on all nodes; Ray names them after what they do.
+
+        Its agents are named alike, but a node dies with them, and with the head's node the cluster.
+        """
         members = [member for node in self._processes if node.poll() is None for member in _family(node)]
-        return [member for member in members if _title(member).startswith("ray::")]
+        titles = {member: _title(member) for member in members}
+        return [member for member, title in titles.items() if title.startswith("ray::") and "Agent" not in title]
 
     def _start(self, *arguments: str) -> "subprocess.Popen[bytes]":
         started = [RAY, "start", *arguments, f"--object-store-memory={STORE}", "--disable-usage-stats", "--block"]
