@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 
 Done = subprocess.CompletedProcess[str]
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def free_ports(count: int) -> list[int]:
@@ -282,7 +282,6 @@ def test_job_gets_neither_storages_nor_tests_nor_caches(head: Head, project: Pat
     assert {name[2:] for name in log.splitlines() if name.startswith("./")} == wanted
 
 
-@pytest.mark.slow
 def test_job_on_a_cluster_without_tokens(project: Path) -> None:
     for head in head_with(None):
         done = head.job_submit(*line(project / "storage"), cwd=project)
