@@ -11,7 +11,6 @@ import json
 import os
 import re
 import socket
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from s2l_ray.artifacts import DISCARDED, MANIFEST, Artifact, FileRecord, Manifest, find_artifact
+from s2l_ray.background import repeated
 from s2l_ray.errors import ArtifactError
 from s2l_ray.log import display
 from s2l_ray.storage import CHUNK, Storage
@@ -263,7 +263,6 @@ class StagedOutput:
         Args:
             doing: tells how far the work is, for `s2l status`.
         """
-        stop = threading.Event()
         beat = {
             "host": _host(),
             "pid": os.getpid(),
@@ -285,18 +284,14 @@ class StagedOutput:
                     self.storage.write_bytes(json.dumps({**beat, **now}).encode(), *self._parts(HEARTBEAT))
                     has_spoken = True
 
-        def beats() -> None:
-            while not stop.wait(HEARTBEAT_SECONDS):
-                say(time=time.time(), doing=doing())
+        def beat_once() -> None:
+            say(time=time.time(), doing=doing())
 
         say(time=time.time())
-        thread = threading.Thread(target=beats, name=f"heartbeat-{self.artifact}", daemon=True)
-        thread.start()
         try:
-            yield
+            with repeated(beat_once, HEARTBEAT_SECONDS, f"heartbeat-{self.artifact}"):
+                yield
         finally:
-            stop.set()
-            thread.join()
             # An attempt given up in good order is free at once; `time: 0` is long ago for every reader.
             say(pid=-1, time=0)
 

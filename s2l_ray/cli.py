@@ -13,7 +13,7 @@ from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from s2l_ray.errors import ConfigError, S2LError
-from s2l_ray.experiment import experiment_of, load_experiment, load_sparse
+from s2l_ray.experiment import Experiment, Sparse, experiment_of, load_experiment, load_sparse
 from s2l_ray.log import STAGE_THREAD, display, without_user_info
 
 INTERRUPTED = 130
@@ -160,15 +160,21 @@ def _overrides(options: argparse.Namespace) -> list[str]:
     return [*options.set, *storage]
 
 
+def _laid_out(options: argparse.Namespace) -> tuple[Sparse, Experiment]:
+    """Return a file and its arms; of a sweep, its trials."""
+    from s2l_ray.sweep import lay_out
+
+    sparse = load_sparse(options.config, _overrides(options))
+    return sparse, lay_out(sparse).experiment if sparse.sweep else experiment_of(sparse)
+
+
 def _plan(options: argparse.Namespace) -> Document:
     from s2l_ray.digests import DigestCache
     from s2l_ray.graph import examine
     from s2l_ray.plan import build_pipeline
     from s2l_ray.storage import Storage
-    from s2l_ray.sweep import lay_out
 
-    sparse = load_sparse(options.config, _overrides(options))
-    experiment = lay_out(sparse).experiment if sparse.sweep else experiment_of(sparse)
+    sparse, experiment = _laid_out(options)
     storage = Storage.at(experiment.shared.storage)
     pipeline = build_pipeline(experiment, with_report=not sparse.sweep)
     states = list(examine(pipeline, storage, DigestCache(storage)))
@@ -192,10 +198,8 @@ def _status(options: argparse.Namespace) -> Document:
     from s2l_ray.plan import build_pipeline
     from s2l_ray.status import status
     from s2l_ray.storage import Storage
-    from s2l_ray.sweep import lay_out
 
-    sparse = load_sparse(options.config, _overrides(options))
-    experiment = lay_out(sparse).experiment if sparse.sweep else experiment_of(sparse)
+    sparse, experiment = _laid_out(options)
     storage = Storage.at(experiment.shared.storage)
     lines = [line.as_json() for line in status(build_pipeline(experiment, with_report=not sparse.sweep), storage)]
     display.table(["artifact", "stage", "state", "says"], [list(line.values()) for line in lines])
@@ -245,10 +249,8 @@ def _sweep(options: argparse.Namespace, run_missing: bool = True) -> Document:
 def _submit(options: argparse.Namespace) -> Document:
     from s2l_ray.storage import check_outlives_job
     from s2l_ray.strict_yaml import read_yaml
-    from s2l_ray.sweep import lay_out
 
-    sparse = load_sparse(options.config, _overrides(options))
-    experiment = lay_out(sparse).experiment if sparse.sweep else experiment_of(sparse)
+    sparse, experiment = _laid_out(options)
     check_outlives_job(experiment.shared.storage)
     config = os.path.relpath(options.config)
     if config.startswith(os.pardir):

@@ -7,7 +7,8 @@ a fingerprint.
 
 import hashlib
 import re
-from typing import Any, Literal
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -319,7 +320,7 @@ class ReportConfig(Section):
     """Rows on which gradients, and the losses of proxy and target, are compared; 0 leaves these checks out."""
 
 
-class Demand(Section):
+class Demand(Section, ABC):
     """What each worker of a stage asks of the cluster."""
 
     cpus: float = Field(1, gt=0)
@@ -337,15 +338,13 @@ class Demand(Section):
     threads: int = Field(1, ge=1)
     """Threads of the arithmetic libraries per worker."""
 
-    @property
-    def count(self) -> int:
-        """Workers without which the stage makes no progress."""
-        raise NotImplementedError
+    counted_by: ClassVar[str]
+    """The key that says how many workers."""
 
     @property
-    def counted_by(self) -> str:
-        """The key that says how many."""
-        raise NotImplementedError
+    @abstractmethod
+    def count(self) -> int:
+        """Workers without which the stage makes no progress."""
 
     @property
     def total_cpus(self) -> float:
@@ -367,6 +366,7 @@ class Demand(Section):
 class TrainResources(Demand):
     """What one training run asks of the cluster."""
 
+    counted_by: ClassVar[str] = "workers"
     workers: int = Field(1, ge=1)
     launcher: Literal["gang", "task"] = "gang"
     """`gang`: workers that Ray Train starts together. `task`: one plain Ray task, seconds quicker to start, which
@@ -381,15 +381,11 @@ class TrainResources(Demand):
         """All workers: they start together."""
         return self.workers
 
-    @property
-    def counted_by(self) -> str:
-        """The key that says how many."""
-        return "workers"
-
 
 class PoolResources(Demand):
     """What a stage over shards asks of the cluster."""
 
+    counted_by: ClassVar[str] = "actors"
     actors: tuple[int, int] = (1, 8)
     """Fewest and most workers; the pool grows and shrinks between them."""
 
@@ -404,11 +400,6 @@ class PoolResources(Demand):
     def count(self) -> int:
         """The fewest."""
         return self.actors[0]
-
-    @property
-    def counted_by(self) -> str:
-        """The key that says how many."""
-        return "actors"
 
 
 class ResourcesConfig(Section):

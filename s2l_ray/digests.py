@@ -16,7 +16,10 @@ from s2l_ray.inputs import answered, filesystem_of
 from s2l_ray.storage import Storage, file_digest
 
 CACHE = "input-digests.json"
-MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py")
+MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+"""What a model folder holds that is of use here."""
+MODEL_CODE = "*.py"
+"""And what runs only where the config allows it."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class DigestCache:
 
 def model_files(folder: Path) -> tuple[OutsideFile, ...]:
     """Return the files of a model folder that decide what it computes and how it reads text."""
-    wanted = [file for pattern in MODEL_FILES for file in folder.glob(pattern)]
+    wanted = [file for pattern in (*MODEL_FILES, MODEL_CODE) for file in folder.glob(pattern)]
     return tuple(
         OutsideFile(str(file.absolute()), file.name, file.stat().st_size, file.stat().st_mtime_ns)
         for file in sorted(set(wanted))

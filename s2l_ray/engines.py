@@ -5,7 +5,6 @@ optimizer step on the mean loss per response token. Both clip gradients alike an
 """
 
 import contextlib
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ import numpy as np
 
 from s2l_ray.errors import ArtifactError
 from s2l_ray.losses import response_loss_module, to_tensors
+from s2l_ray.storage import digest_of
 from s2l_ray.tokens import Batch
 
 if TYPE_CHECKING:
@@ -303,7 +303,7 @@ def _files(folder: Path) -> list[Path]:
 
 def _checksum(path: Path) -> str:
     with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        return digest_of(stream)[1]
 
 
 def _all_reduce(value: float, world_size: int, device: "torch.device") -> float:

@@ -118,6 +118,11 @@ class Pipeline:
             labels[node.key] = label if times[label] == 1 else f"{label} #{times[label]}"
         return labels
 
+    @property
+    def comparison(self) -> Node:
+        """The node at which all arms come together, where the pipeline goes that far."""
+        return next(node for node in self.nodes if node.artifact == "comparison")
+
     def until(self, stage: str) -> "Pipeline":
         """Return the part that a stage needs, the stage included.
 

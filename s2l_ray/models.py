@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from s2l_ray.artifacts import Artifact
 from s2l_ray.config import FreshModel, ModelConfig
+from s2l_ray.digests import MODEL_CODE, MODEL_FILES
 from s2l_ray.errors import ConfigError
 
 ModelType = TypeVar("ModelType", bound=ModelConfig)
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 WEIGHTS = "model.safetensors"
-FETCHED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
-"""Files of a model on the hub that are of use here; code only where it may run."""
 
 
 def is_pretrained(config: ModelConfig) -> bool:
@@ -78,7 +77,7 @@ def pretrained_folder(config: ModelConfig, key: str) -> Path:
         found = snapshot_download(
             config.model,
             revision=config.revision,
-            allow_patterns=[*FETCHED, *(["*.py"] if config.trust_remote_code else [])],
+            allow_patterns=[*MODEL_FILES, *([MODEL_CODE] if config.trust_remote_code else [])],
         )
     except GatedRepoError as error:
         raise ConfigError(

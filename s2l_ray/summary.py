@@ -58,24 +58,23 @@ class RunSummary:
 
     def track(self) -> None:
         """Tell the trackers of the config, where something has been made that they do not know."""
-        comparison = next((node for node, _ in self._artifacts() if node.artifact == "comparison"), None)
-        if comparison is None or not self.result.ran:
+        told = list(trackers(self.experiment.shared.tracking))
+        if not told or self._comparison() is None or not self.result.ran:
             return
-        metrics = self._arms()
-        for tracker in trackers(self.experiment.shared.tracking):
-            for arm, config in self.experiment.arms.items():
-                used = {
-                    node.artifact: self.result.artifacts[key]
-                    for key, node in _ancestors(comparison.inputs[f"scores/{arm}"])
-                }
-                tracker.tell(
-                    Tracked(
-                        f"{self.experiment.name}-{arm}",
-                        flat(redacted(config.model_dump(mode="json"))),
-                        {model: _losses(used[model]) for model in ("proxy", "target") if model in used},
-                        {name: value for name, value in metrics[arm].items() if value is not None},
-                    )
-                )
+        for arm, metrics in self._arms().items():
+            tracked = self._tracked(arm, metrics)
+            for tracker in told:
+                tracker.tell(tracked)
+
+    def _tracked(self, arm: str, metrics: Mapping[str, float | None]) -> Tracked:
+        scores = self.pipeline.comparison.inputs[f"scores/{arm}"]
+        used = {node.artifact: self.result.artifacts[key] for key, node in _ancestors(scores)}
+        return Tracked(
+            f"{self.experiment.name}-{arm}",
+            flat(redacted(self.experiment.arms[arm].model_dump(mode="json"))),
+            {model: _losses(used[model]) for model in ("proxy", "target") if model in used},
+            {name: value for name, value in metrics.items() if value is not None},
+        )
 
     def show(self) -> None:
         """Print the summary."""
@@ -118,7 +117,7 @@ class RunSummary:
             metrics[row["metric"]] = row["value"] if math.isfinite(row["value"]) else None
             if row["low"] is not None:
                 metrics[f"{row['metric']}_low"], metrics[f"{row['metric']}_high"] = row["low"], row["high"]
-        node = next(node for node in self.pipeline.nodes if node.artifact == "comparison")
+        node = self.pipeline.comparison
         for arm, metrics in arms.items():
             seconds = arm_seconds(node.inputs[f"scores/{arm}"], self.result.artifacts)
             metrics |= {f"{part}_seconds": value for part, value in seconds.items()}

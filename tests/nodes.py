@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
@@ -17,21 +18,24 @@ NOTICE = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "12"}
 """Seconds between a SIGTERM and the end of a node."""
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+def free_ports(count: int) -> list[int]:
+    """Return ports that nobody listens to, all different."""
+    with ExitStack() as open_ones:
+        found = [open_ones.enter_context(socket.socket()) for _ in range(count)]
+        for each in found:
+            each.bind(("", 0))
+        return [int(each.getsockname()[1]) for each in found]
 
 
 class Nodes:
-    """A head without CPUs for work, and nodes that are added one by one; all end with the block."""
+    """A head, and nodes that are added one by one; all end with the block."""
 
     def __init__(self, head_cpus: float = 1) -> None:
         self._head_cpus = head_cpus
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> "Nodes":
-        port = free_port()
+        (port,) = free_ports(1)
         self.address = f"127.0.0.1:{port}"
         self._folder = tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)
         head = ["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={self._folder.name}"]

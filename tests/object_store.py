@@ -17,6 +17,7 @@ import pyarrow.fs as pafs
 
 from s2l_ray.artifacts import MANIFEST
 from s2l_ray.storage import Storage
+from tests.nodes import free_ports
 
 BUCKET = "bucket"
 SECRET = "canary7secret"
@@ -141,7 +142,7 @@ class _Handler(BaseHTTPRequestHandler):
 @contextmanager
 def object_store(log: Path) -> Iterator[ObjectStore]:
     """Start moto's server with one empty bucket, and the proxy in front of it."""
-    port = _free_port()
+    (port,) = free_ports(1)
     with log.open("wb") as output:
         moto = subprocess.Popen(
             [sys.executable, "-m", "moto.server", "-H", LOOPBACK, "-p", str(port)], stdout=output, stderr=output
@@ -162,12 +163,6 @@ def object_store(log: Path) -> Iterator[ObjectStore]:
     finally:
         moto.kill()
         moto.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        return int(probe.getsockname()[1])
 
 
 def _wait_for(port: int, process: "subprocess.Popen[bytes]") -> None:

@@ -66,6 +66,7 @@ def check_capacity(resources: ResourcesConfig) -> None:
     if Autoscaler.ask().is_there:
         return
     have = ray.cluster_resources()
+    cpus = float(have.get("CPU", 0.0))
     for name in type(resources).model_fields:
         demand = getattr(resources, name)
         if not isinstance(demand, Demand):
@@ -78,12 +79,12 @@ def check_capacity(resources: ResourcesConfig) -> None:
                 f"resources.{name} asks for {_amounts(demand.bundle)}{_where(demand)} on one node, and no node of this "
                 f"cluster has that. Ask for less, or join a cluster that has it."
             )
-        _check_pool(name, demand, have.get("CPU", 0.0))
+        _check_pool(name, demand, cpus)
         threads = demand.count * demand.threads
-        if demand.gpus == 0 and threads > max(have.get("CPU", 0.0), os.cpu_count() or 1):
+        if demand.gpus == 0 and threads > max(cpus, os.cpu_count() or 1):
             display.warn(
-                f"resources.{name}: {demand.count} workers x {demand.threads} threads on {have.get('CPU', 0.0):g} "
-                "CPUs; they will wait for one another"
+                f"resources.{name}: {demand.count} workers x {demand.threads} threads on {cpus:g} CPUs; "
+                "they will wait for one another"
             )
 
 

@@ -1,7 +1,6 @@
 """Training runs under Ray: a gang that Ray Train starts and restarts, or one plain task; and how far they are."""
 
 import json
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 import ray
 
 from s2l_ray.attempts import StagedOutput
+from s2l_ray.background import repeated
 from s2l_ray.config import TrainResources
 from s2l_ray.errors import S2LError, StageFailed, decode_error, encode_error
 from s2l_ray.log import display
@@ -64,7 +64,7 @@ def _train_on_gang(run: TrainingRun, output: StagedOutput, resources: TrainResou
             return
         except ray.train.TrainingFailedError:
             # Where a node goes a moment before Ray Train has expected it, its end counts as a failure of ours.
-            if not _take_notice(output):
+            if not take_notice(output):
                 raise
             display.say(f"{run.label}: a node was taken away; on from the checkpoint that was saved on its notice")
 
@@ -142,20 +142,20 @@ def publish_progress(output: StagedOutput, step: int, note: str) -> None:
     internal_kv._internal_kv_put(f"s2l/{output.attempt}", json.dumps([step, note]), overwrite=True)
 
 
-def give_notice(output: StagedOutput, is_given: bool) -> None:
-    """Say from a training worker whether these workers know that a node of theirs is to be taken away."""
+def give_notice(output: StagedOutput) -> None:
+    """Say from a training worker that a node of this run is to be taken away."""
     from ray.experimental import internal_kv
 
-    internal_kv._internal_kv_put(_notice_key(output), json.dumps(is_given), overwrite=True)
+    internal_kv._internal_kv_put(_notice_key(output), b"given", overwrite=True)
 
 
-def _take_notice(output: StagedOutput) -> bool:
-    """Return whether notice was given, once."""
+def take_notice(output: StagedOutput) -> bool:
+    """Return whether notice was given since it was last taken."""
     from ray.experimental import internal_kv
 
     given = internal_kv._internal_kv_get(_notice_key(output))
     internal_kv._internal_kv_del(_notice_key(output))
-    return given is not None and bool(json.loads(given))
+    return given is not None
 
 
 def _notice_key(output: StagedOutput) -> str:
@@ -166,22 +166,17 @@ def _notice_key(output: StagedOutput) -> str:
 def _shown_progress(run: TrainingRun, output: StagedOutput) -> Iterator[None]:
     from ray.experimental import internal_kv
 
-    stop = threading.Event()
+    with display.progress(run.label, run.total_steps, "steps") as progress:
 
-    def poll(progress: Any) -> None:
-        while not stop.wait(PROGRESS_SECONDS):
+        def show() -> None:
             data = internal_kv._internal_kv_get(f"s2l/{output.attempt}")
             if data:
                 step, note = json.loads(data)
                 progress.update(step, note=note)
 
-    with display.progress(run.label, run.total_steps, "steps") as progress:
-        thread = threading.Thread(target=poll, args=(progress,), daemon=True)
-        thread.start()
         try:
-            yield
+            with repeated(show, PROGRESS_SECONDS, f"progress-{run.label}"):
+                yield
         finally:
-            stop.set()
-            thread.join()
             if ray.is_initialized():
                 internal_kv._internal_kv_del(f"s2l/{output.attempt}")

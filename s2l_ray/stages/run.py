@@ -85,10 +85,11 @@ class Runner:
         threads = ThreadPoolExecutor(max_workers=MOST_AT_ONCE, thread_name_prefix=STAGE_THREAD)
         try:
             while waiting or running:
+                cpus = total_cpus()
                 for node in list(waiting):
                     claim = self._claim(node)
                     ready = all(parent.key in self.result.artifacts for parent in node.inputs.values())
-                    if ready and (claimed + claim <= total_cpus() or not running):
+                    if ready and (claimed + claim <= cpus or not running):
                         waiting.remove(node)
                         claimed += claim
                         running[threads.submit(self._run_node, node)] = (node, claim)

@@ -215,12 +215,8 @@ def _run_group(config: dict[str, Any], tails: _Tails, groups: Sequence[Sequence[
             # It would only come again; other trials are none the worse for it.
             tune.report({"trial": name, SCORE: worst, "error": str(error)})
             continue
-        scores.append(_metrics(made[_comparison(pipeline).key])[sweep.metric])
+        scores.append(_metrics(made[pipeline.comparison.key])[sweep.metric])
         tune.report({"trial": name, SCORE: sum(scores) / len(scores), "error": ""})
-
-
-def _comparison(pipeline: Pipeline) -> Node:
-    return next(node for node in pipeline.nodes if node.artifact == "comparison")
 
 
 def _metrics(comparison: Artifact) -> dict[str, float]:
@@ -232,7 +228,7 @@ def _outcome(trial: Trial, pipeline: Pipeline, states: _States, errors: Mapping[
     made = states.finished(pipeline)
     if made is None:
         return Outcome(trial, error=errors.get(trial.name))
-    comparison = _comparison(pipeline)
+    comparison = pipeline.comparison
     scores = next(node for name, node in comparison.inputs.items() if name.startswith("scores/"))
     digests = {node.artifact: made[node.key].digest for node in pipeline.nodes if node.artifact in ("subset", "scores")}
     return Outcome(trial, _metrics(made[comparison.key]), digests, arm_seconds(scores, made))
@@ -240,7 +236,7 @@ def _outcome(trial: Trial, pipeline: Pipeline, states: _States, errors: Mapping[
 
 def _commit(result: SweepResult, pipelines: Mapping[str, Pipeline], storage: Storage, seconds: float) -> Artifact:
     finished = [outcome for outcome in result.outcomes if outcome.metrics]
-    inputs = {f"comparison/{o.trial.name}": _comparison(pipelines[o.trial.name]) for o in finished}
+    inputs = {f"comparison/{o.trial.name}": pipelines[o.trial.name].comparison for o in finished}
     digests = {f"scores/{o.trial.name}": o.digests["scores"] for o in finished}
     settings = {
         "sweep": result.sweep.config.model_dump(mode="json"),

@@ -30,7 +30,7 @@ from s2l_ray.engines import (
 )
 from s2l_ray.models import build_model, device_and_precision, save_model
 from s2l_ray.stages import metrics
-from s2l_ray.stages.launch import TrainingRun, give_notice, publish_progress, train
+from s2l_ray.stages.launch import TrainingRun, give_notice, publish_progress, take_notice, train
 from s2l_ray.tokens import TokenRows
 from s2l_ray.training import BatchOrder, Plan, Position, Schedule, Share, StepReport, pauses, train_loop
 
@@ -79,8 +79,9 @@ def train_worker(job: TrainJob) -> None:
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
             worker.go_on_from(Path(folder))
-    give_notice(job.output, False)
-    worker.train(pauses(job.total_steps, job.resources.checkpoint_every), PreemptionNotice(worker.engine, job.output))
+    take_notice(job.output)  # it was of the workers before these
+    notice = PreemptionNotice(worker.engine, worker.world_size, job.output)
+    worker.train(pauses(job.total_steps, job.resources.checkpoint_every), notice)
 
 
 def train_alone(job: TrainJob) -> None:
@@ -95,8 +96,8 @@ class PreemptionNotice:
     the mean duration of a step over all workers.
     """
 
-    def __init__(self, engine: Engine, output: StagedOutput) -> None:
-        self._engine, self._output = engine, output
+    def __init__(self, engine: Engine, world_size: int, output: StagedOutput) -> None:
+        self._engine, self._world_size, self._output = engine, world_size, output
         self._next = FIRST_ASKED
         self._asked_at: tuple[int, float] | None = None
         self._is_known = False
@@ -110,15 +111,14 @@ class PreemptionNotice:
         now = time.monotonic()
         if self._asked_at is not None:
             steps, seconds = step - self._asked_at[0], now - self._asked_at[1]
-            workers = self._engine.sum_over_workers(1.0)
-            pace = self._engine.sum_over_workers(seconds / steps) / workers
+            pace = self._engine.sum_over_workers(seconds / steps) / self._world_size
             self._next = step + max(1, int(ASK_SECONDS / pace))
         else:
             self._next = step + 1
         self._asked_at = (step, now)
         self._is_known = ray.train.get_preemption_info() is not None
         if self._is_known:
-            give_notice(self._output, True)
+            give_notice(self._output)
         return self._is_known
 
 

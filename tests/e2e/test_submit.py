@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ import yaml
 
 from tests.conftest import TINY, command
 from tests.faults.test_kills import WAIT_SECONDS, at_work_on, wait_for
+from tests.nodes import free_ports
 
 TOKEN = "a-token-of-the-tests-" + 22 * "0"
 BIN = Path(sys.executable).parent
@@ -28,17 +28,6 @@ ROOT = Path(__file__).parents[2]
 Done = subprocess.CompletedProcess[str]
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
 
 
 class Head:

@@ -54,7 +54,7 @@ def test_three_nodes_select_what_one_does(
     config = copied(trained, tmp_path)
     with Nodes(head_cpus=1) as nodes:
         others = [nodes.add(1), nodes.add(1)]
-        run = [*command("run", str(config), "--until", "select_subset", "--json")]
+        run = command("run", str(config), "--until", "select_subset", "--json")
         process = subprocess.Popen([*run, "--set", f"resources.address={nodes.address}"], stdout=subprocess.PIPE)
         if dies:
             wait_for(at_work_on(tmp_path / "storage", "trajectories", "scratch/receipts/*.json"), process)

@@ -23,6 +23,7 @@ import yaml
 from s2l_ray.config import ResourcesConfig
 from s2l_ray.errors import ConfigError
 from s2l_ray.experiment import load_experiment
+from tests.nodes import free_ports
 
 pytestmark = pytest.mark.slow
 
@@ -37,12 +38,6 @@ OBJECT_STORE = 100 * 2**20
 IDLE_MINUTES = 0.05
 UP_SECONDS = 120
 """Longest wait for the head, for nodes to come, and for them to go [s]."""
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def fake_config(gcs_address: str) -> dict[str, Any]:
@@ -102,7 +97,7 @@ def cluster() -> Iterator[None]:
     ray.shutdown()  # another module's local Ray
     # Not pytest's folder: Ray's sockets lie below it, and their paths have a limit of 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="as-"))
-    host, port = ray.util.get_node_ip_address(), free_port()
+    host, (port,) = ray.util.get_node_ip_address(), free_ports(1)
     path = folder / "autoscaling.json"
     path.write_text(json.dumps(fake_config(f"{host}:{port}")))
     environment = {
