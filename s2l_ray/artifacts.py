@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from s2l_ray.errors import ArtifactError
-from s2l_ray.storage import CHUNK, Storage, digest_of, opened
+from s2l_ray.storage import CHUNK, Storage, digest_of, opened, reads_in_threads
 
 MANIFEST = "manifest.json"
 DISCARDED = "discarded"
@@ -184,9 +184,9 @@ class Artifact:
         """Read rows `start:stop` of one Parquet file, touching only the row groups that hold them."""
         try:
             with opened(self.storage.filesystem, self.path(record.path)) as stream:
-                parquet = pq.ParquetFile(stream)
+                parquet, use_threads = pq.ParquetFile(stream), reads_in_threads(stream)
                 if start == 0 and stop is None:
-                    return parquet.read(columns=columns)
+                    return parquet.read(columns=columns, use_threads=use_threads)
                 groups, first, position = [], None, 0
                 for group in range(parquet.num_row_groups):
                     rows = parquet.metadata.row_group(group).num_rows
@@ -194,7 +194,7 @@ class Artifact:
                         first = position if first is None else first
                         groups.append(group)
                     position += rows
-                table = parquet.read_row_groups(groups, columns=columns)
+                table = parquet.read_row_groups(groups, columns=columns, use_threads=use_threads)
                 offset = start - (first or 0)
                 return table.slice(offset, None if stop is None else stop - start)
         except (pa.ArrowException, OSError) as error:

@@ -26,7 +26,7 @@ from s2l_ray.artifacts import DISCARDED, MANIFEST, Artifact, FileRecord, Manifes
 from s2l_ray.background import repeated
 from s2l_ray.errors import ArtifactError
 from s2l_ray.log import display
-from s2l_ray.storage import CHUNK, Storage
+from s2l_ray.storage import CHUNK, Storage, reads_in_threads
 
 HEARTBEAT = "heartbeat.json"
 SCRATCH = "scratch"
@@ -236,7 +236,7 @@ class StagedOutput:
     def read_parquet(self, path: str, columns: list[str] | None = None) -> pa.Table:
         """Read back a Parquet file of the attempt."""
         with self.storage.open_input(self.storage.path(*self._parts(path))) as stream:
-            return pq.ParquetFile(stream).read(columns=columns)
+            return pq.ParquetFile(stream).read(columns=columns, use_threads=reads_in_threads(stream))
 
     def remove(self, path: str) -> None:
         """Remove a file of the attempt, if it is there."""

@@ -358,7 +358,8 @@ def _parquet_rows(
     with _parquet_file(file) as parquet:
         names = [name for name in parquet.schema_arrow.names if columns is None or name in columns]
         number = 0
-        for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, columns=names):
+        use_threads = not is_remote(file.path)  # see `storage.reads_in_threads`
+        for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, columns=names, use_threads=use_threads):
             if batch.nbytes <= MAX_ROW_BYTES:
                 yield from enumerate(_python_rows(batch), start=number)
             else:
@@ -412,7 +413,9 @@ def _chosen(file: InputFile, row_N: npt.NDArray[np.int64]) -> Iterator[pa.Table]
             if np.searchsorted(row_N, first) == np.searchsorted(row_N, stop):
                 first = stop
                 continue
-            for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, row_groups=[group]):
+            for batch in parquet.iter_batches(
+                batch_size=_BATCH_ROWS, row_groups=[group], use_threads=not is_remote(file.path)
+            ):
                 low, high = np.searchsorted(row_N, [first, first + batch.num_rows])
                 if low < high:
                     batches.append(batch.take(pa.array(row_N[low:high] - first)))

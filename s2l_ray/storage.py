@@ -108,6 +108,14 @@ def opened(filesystem: pafs.FileSystem, path: str) -> Iterator[Any]:
         yield file if filesystem.type_name == "local" else PatientFile(file)
 
 
+def reads_in_threads(file: Any) -> bool:
+    """Return whether pyarrow's own threads may read a file of `opened`.
+
+    A thread that has called Python may come back for it when the process is at its end, and then aborts it.
+    """
+    return not isinstance(file, PatientFile)
+
+
 @dataclass(frozen=True)
 class Storage:
     """A root folder on any `pyarrow.fs` file system. Cheap to pickle."""

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -109,6 +110,25 @@ def test_second_run_does_nothing_and_asks_little(run: dict[str, Any], store: Obj
     # A manifest is looked for and read; what else is asked does not grow with the artifacts.
     assert len(store.requests) <= 2 * len(run["artifacts"]) + 30
     assert sum("list-type" in request for request in store.requests) <= 2
+
+
+def test_process_that_has_read_parquet_from_the_store_ends_in_good_order(
+    run: dict[str, Any], store: ObjectStore
+) -> None:
+    # It did not, most of the time: threads of pyarrow's came back for a file of Python's.
+    code = (
+        "from s2l_ray.storage import Storage\n"
+        "from s2l_ray.artifacts import find_artifact\n"
+        f"storage = Storage({PLACE!r})\n"
+        "(comparison,) = (find_artifact(storage, 'comparison', f) for f in storage.list_folders('comparison'))\n"
+        "assert comparison.read_table('arms.parquet').num_rows\n"
+    )
+    store.calm()
+    for _ in range(5):
+        done = subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, **store.environment}, capture_output=True, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_inspect_shows_the_storage_and_one_artifact(run: dict[str, Any], store: ObjectStore, storage: Storage) -> None:
