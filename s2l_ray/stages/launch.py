@@ -17,7 +17,8 @@ from s2l_ray.stages.capacity import remote_options
 from s2l_ray.stages.runtime import limit_threads
 
 PROGRESS_SECONDS = 0.5
-FAILURE = "failure.json"
+PROGRESS, NOTICE, FAILURE = "progress", "notice", "failure"
+"""What a training worker may have to say."""
 
 
 @dataclass(frozen=True)
@@ -39,19 +40,21 @@ def train(run: TrainingRun, output: StagedOutput, resources: TrainResources) -> 
     """
     import ray.train
 
-    output.remove(FAILURE)
+    take_failure(output)
     launch = _train_in_task if resources.launcher == "task" else _train_on_gang
     with _shown_progress(run, output):
         try:
             launch(run, output, resources)
         except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
-            _raise_failure(output)
+            if failure := take_failure(output):
+                raise failure from None
             last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
             raise StageFailed(
                 f"{run.label}: the training workers failed ({last}). The same command goes on from the last "
                 "checkpoint; with S2L_VERBOSE=1 it shows their output."
             ) from error
-    _raise_failure(output)
+    if failure := take_failure(output):
+        raise failure
 
 
 def _train_on_gang(run: TrainingRun, output: StagedOutput, resources: TrainResources) -> None:
@@ -105,12 +108,6 @@ def _train_in_task(run: TrainingRun, output: StagedOutput, resources: TrainResou
     ray.get(task.remote({"run": run, "output": output, "threads": resources.threads}))
 
 
-def _raise_failure(output: StagedOutput) -> None:
-    failure = output.read_bytes(FAILURE)
-    if failure is not None:
-        raise decode_error(json.loads(failure))
-
-
 def _training_worker(config: dict[str, Any]) -> None:
     import ray.train
 
@@ -125,53 +122,71 @@ def _training_task(config: dict[str, Any], fail_together: bool = False) -> None:
     torch.set_num_threads(config["threads"])
     run: TrainingRun = config["run"]
     output: StagedOutput = config["output"]
-    if output.read_bytes(FAILURE) is not None:
+    if _told(output, FAILURE) is not None:
         return  # Ray tries again after any failure; an error of ours would only come again.
     try:
         run.function(run.job)
     except S2LError as error:
-        output.write_bytes(FAILURE, json.dumps(encode_error(error)).encode())
+        _tell(output, FAILURE, encode_error(error))
         if fail_together:
             raise
 
 
 def publish_progress(output: StagedOutput, step: int, note: str) -> None:
     """Say from a training worker how far the run is."""
-    from ray.experimental import internal_kv
-
-    internal_kv._internal_kv_put(f"s2l/{output.attempt}", json.dumps([step, note]), overwrite=True)
+    _tell(output, PROGRESS, [step, note])
 
 
 def give_notice(output: StagedOutput) -> None:
     """Say from a training worker that a node of this run is to be taken away."""
-    from ray.experimental import internal_kv
-
-    internal_kv._internal_kv_put(_notice_key(output), b"given", overwrite=True)
+    _tell(output, NOTICE, True)
 
 
 def take_notice(output: StagedOutput) -> bool:
     """Return whether notice was given since it was last taken."""
+    return _take(output, NOTICE) is not None
+
+
+def take_failure(output: StagedOutput) -> S2LError | None:
+    """Return the error that ended a training worker, if one did since it was last taken."""
+    failure = _take(output, FAILURE)
+    return None if failure is None else decode_error(failure)
+
+
+def _tell(output: StagedOutput, subject: str, word: Any) -> None:
+    """Leave a word with Ray's head: what fails may be the storage itself."""
     from ray.experimental import internal_kv
 
-    given = internal_kv._internal_kv_get(_notice_key(output))
-    internal_kv._internal_kv_del(_notice_key(output))
-    return given is not None
+    internal_kv._internal_kv_put(_key(output, subject), json.dumps(word), overwrite=True)
 
 
-def _notice_key(output: StagedOutput) -> str:
-    return f"s2l/{output.attempt}/notice"
+def _told(output: StagedOutput, subject: str) -> Any:
+    from ray.experimental import internal_kv
+
+    word = internal_kv._internal_kv_get(_key(output, subject))
+    return None if word is None else json.loads(word)
+
+
+def _take(output: StagedOutput, subject: str) -> Any:
+    from ray.experimental import internal_kv
+
+    word = _told(output, subject)
+    internal_kv._internal_kv_del(_key(output, subject))
+    return word
+
+
+def _key(output: StagedOutput, subject: str) -> str:
+    return f"s2l/{output.attempt}/{subject}"
 
 
 @contextmanager
 def _shown_progress(run: TrainingRun, output: StagedOutput) -> Iterator[None]:
-    from ray.experimental import internal_kv
-
     with display.progress(run.label, run.total_steps, "steps") as progress:
 
         def show() -> None:
-            data = internal_kv._internal_kv_get(f"s2l/{output.attempt}")
-            if data:
-                step, note = json.loads(data)
+            said = _told(output, PROGRESS)
+            if said is not None:
+                step, note = said
                 progress.update(step, note=note)
 
         try:
@@ -179,4 +194,4 @@ def _shown_progress(run: TrainingRun, output: StagedOutput) -> Iterator[None]:
                 yield
         finally:
             if ray.is_initialized():
-                internal_kv._internal_kv_del(f"s2l/{output.attempt}")
+                _take(output, PROGRESS)
