@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from s2l_ray.artifacts import hash_of
-from s2l_ray.inputs import answered, filesystem_of
+from s2l_ray.input_files import answered, filesystem_of
 from s2l_ray.storage import Storage, file_digest
 
 CACHE = "input-digests.json"

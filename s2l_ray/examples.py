@@ -20,9 +20,10 @@ import pyarrow.compute as pc
 
 from s2l_ray import schemas
 from s2l_ray.errors import DataError
-from s2l_ray.inputs import InputFile, Warn, listed, shown
+from s2l_ray.formats.row import BadRow, Row, kind_of
+from s2l_ray.input_files import InputFile, Warn, listed, shown
 from s2l_ray.layouts import REQUIRED, RESERVED, Layout, check_columns, check_reserved
-from s2l_ray.raw_rows import BadRow, Row, kind_of, parquet_columns, read_rows
+from s2l_ray.raw_rows import columns_of, read_rows
 
 _ROLES = {name: name for name in ("system", "user", "assistant", "tool")} | {"human": "user", "gpt": "assistant"}
 _ROW_BITS = 40
@@ -64,7 +65,7 @@ class RejectedRow:
 
 
 def read_examples(
-    file: InputFile, layout: Layout, *, on_warning: Warn | None = None
+    file: InputFile, layout: Layout, *, on_warning: Warn = lambda warning: None
 ) -> Iterator[Example | RejectedRow]:
     """Stream a file: one item for every row that is not blank, in the file's order.
 
@@ -77,8 +78,7 @@ def read_examples(
         DataError: the file cannot be read to its end (see `raw_rows.read_rows`), a column has a name of ours, a
             Parquet file lacks a column, or an id is null.
     """
-    if file.file_format == "parquet" and file.bytes:
-        found = parquet_columns(file)
+    if found := columns_of(file):
         check_reserved(file, found)
         mapped = {our: column for our, column in layout.columns.items() if our != column}
         needed = {our: layout.columns[our] for our in (*REQUIRED[layout.name], "id") if our in layout.columns}

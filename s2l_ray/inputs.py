@@ -5,69 +5,26 @@
 anything expensive starts. What is in the rows is the matter of `raw_rows` and `examples`.
 """
 
-import io
-import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Literal, cast
+from dataclasses import replace
+from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
-import pyarrow as pa
 import pyarrow.fs as pafs
 
 from s2l_ray.config import InputPath
-from s2l_ray.errors import ConfigError, DataError, StorageError
-from s2l_ray.storage import open_filesystem, opened
-
-FileFormat = Literal["jsonl", "json", "parquet"]
-Warn = Callable[[str], None]
+from s2l_ray.errors import ConfigError, DataError
+from s2l_ray.formats.sniff import SUPPORTED, declared_format, sniff
+from s2l_ray.input_files import InputFile, Warn, filesystem_of, is_remote, listed, public, shown
 
 MAX_FILES = 2**23
 """Files of one dataset: what the high bits of an `example_id` can number."""
 
-SUPPORTED = "JSON Lines (.jsonl, .ndjson), a JSON array (.json), Parquet (.parquet)"
-
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-PARQUET_MAGIC = b"PAR1"
-
-_EXTENSIONS: dict[str, FileFormat] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".parquet": "parquet"}
-_HEAD_BYTES = 64 * 2**10
-_BUFFER_BYTES = 2**20
-_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _PLAIN_NAME = re.compile(r"\w[\w .-]*")
 _WILDCARD = re.compile(r"[*?\[]")
-_JSON_START = re.compile(rb'\{\s*["}]|\[\s*[\]{]')
-"""What an unknown extension must begin with to be taken for JSON: a README that starts with a link is none."""
-_COMPRESSED_START = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ", b"PK\x03\x04")
-_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")
-
-
-@dataclass(frozen=True)
-class InputFile:
-    """One input file.
-
-    Attributes:
-        path: absolute local path or full URI; how to open it.
-        name: path relative to the input's root, with `/`; unique among the files of a dataset.
-        index: position in the list of files, sorted by name; the high bits of an `example_id`.
-        file_format: by content.
-        bytes: size.
-        modified_ns: time of the last change [ns since 1970]; 0 where the filesystem does not say.
-        source: from the entry of a mixture.
-    """
-
-    path: str
-    name: str
-    index: int
-    file_format: FileFormat
-    bytes: int
-    modified_ns: int
-    source: str | None
 
 
 def find_inputs(
@@ -106,66 +63,6 @@ def find_inputs(
     return tuple(replace(file, index=index) for index, file in enumerate(files))
 
 
-def check_unchanged(file: InputFile) -> None:
-    """Refuse a file that is not the one that was found: its rows would no longer be those that were chosen.
-
-    Raises:
-        DataError: size or time of change differ, or it is gone.
-    """
-    filesystem, path = filesystem_of(file.path)
-    with answered(file.path):
-        info = filesystem.get_file_info(path)
-    modified_ns = info.mtime_ns or 0
-    if info.type != pafs.FileType.File or info.size != file.bytes or modified_ns != file.modified_ns:
-        raise DataError(
-            f"{shown(file.name)} has changed since the run began. Leave the input as it is while a run goes on, and "
-            "run the same command again."
-        )
-
-
-@contextmanager
-def open_input(path: str) -> Iterator[BinaryIO]:
-    """Open a local path or a URI for buffered reading from the start.
-
-    Raises:
-        DataError: the file is gone or may not be read.
-        StorageError: its store fails.
-    """
-    filesystem, inner = filesystem_of(path)
-    with answered(path), opened(filesystem, inner) as raw, io.BufferedReader(raw, _BUFFER_BYTES) as stream:
-        yield cast(BinaryIO, stream)
-
-
-@contextmanager
-def random_access(path: str) -> Iterator[Any]:
-    """Open a local path or a URI to be read at any position.
-
-    Raises:
-        DataError: the file is gone or may not be read.
-        StorageError: its store fails.
-    """
-    filesystem, inner = filesystem_of(path)
-    with answered(path), opened(filesystem, inner) as stream:
-        yield stream
-
-
-def is_remote(path: str) -> bool:
-    """Tell whether a path is a URI of another filesystem; `file://` is local."""
-    return bool(_URI.match(path)) and not path.lower().startswith("file://")
-
-
-def shown(text: str, limit: int = 80) -> str:
-    """Return text from the data as it may stand in a message: short, printable, encodable."""
-    cut = text if len(text) <= limit else f"{text[:limit]}..."
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
-
-
-def listed(names: Sequence[str], limit: int = 20) -> str:
-    """Return names for a message: quoted, and not more than `limit` of them."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(f"`{shown(name)}`" for name in names[:limit]) + more
-
-
 def _find_reachable(entry: InputPath, key: str) -> list[InputFile]:
     """Return the files of one entry; a store that does not answer is said now, while nothing has been computed."""
     try:
@@ -175,7 +72,7 @@ def _find_reachable(entry: InputPath, key: str) -> list[InputFile]:
             raise
         problem = shown(str(error.__cause__ or error).replace(entry.path, "..."), 300)
         raise ConfigError(
-            f"{key}: {_public(entry.path)!r} cannot be reached: {problem}. Expected a store that answers and lets us "
+            f"{key}: {public(entry.path)!r} cannot be reached: {problem}. Expected a store that answers and lets us "
             "read; check the address, the network and the credentials, or copy the files to a local folder."
         ) from error
 
@@ -185,7 +82,7 @@ def _find_entry(entry: InputPath, key: str) -> list[InputFile]:
     unsniffed = list(_remote(entry, key) if is_remote(entry.path) else _local(entry, key))
     if not unsniffed:
         raise ConfigError(
-            f"{key}: {_public(entry.path)!r} holds no file. Expected {SUPPORTED}; names that begin with `.` or `_` "
+            f"{key}: {public(entry.path)!r} holds no file. Expected {SUPPORTED}; names that begin with `.` or `_` "
             "are left out."
         )
     for file in unsniffed:
@@ -193,18 +90,23 @@ def _find_entry(entry: InputPath, key: str) -> list[InputFile]:
             raise ConfigError(f"{key}: the file name {file.name!a} is not UTF-8; rename the file.")
     # Threads hide the latency of object stores; sniffing itself costs nothing.
     with ThreadPoolExecutor(16) as pool:
-        formats = list(pool.map(lambda file: _sniff(file, key), unsniffed))
+        found = list(pool.map(lambda file: sniff(file, key), unsniffed))
+    formats = [each.file_format for each in found]
     first = {kind: file.name for kind, file in zip(reversed(formats), reversed(unsniffed), strict=True) if kind}
     if len(first) > 1:
         examples = ", ".join(f"{kind} (`{shown(name)}`)" for kind, name in sorted(first.items()))
         raise ConfigError(
-            f"{key}: {_public(entry.path)!r} mixes formats: {examples}. Expected one; give a pattern such as "
+            f"{key}: {public(entry.path)!r} mixes formats: {examples}. Expected one; give a pattern such as "
             "`folder/*.jsonl`, or list the inputs as `{path, source}` entries."
         )
     common = next(iter(first), None)
     return [
-        replace(file, file_format=kind or common or _EXTENSIONS.get(_extension(file.name), "jsonl"))
-        for file, kind in zip(unsniffed, formats, strict=True)
+        replace(
+            file,
+            file_format=each.file_format or common or declared_format(file.name) or "jsonl",
+            compression=each.compression,
+        )
+        for file, each in zip(unsniffed, found, strict=True)
     ]
 
 
@@ -282,7 +184,7 @@ def _remote(entry: InputPath, key: str) -> Iterator[InputFile]:
         infos, base = filesystem.get_file_info(pafs.FileSelector(root, recursive=True)), root.rstrip("/")
     else:
         hint = " Patterns work for local paths only; give the folder." if _WILDCARD.search(root) else ""
-        raise ConfigError(f"{key}: {_public(entry.path)!r} does not exist.{hint}")
+        raise ConfigError(f"{key}: {public(entry.path)!r} does not exist.{hint}")
     for file in sorted(infos, key=lambda file: str(file.path)):
         name = file.path.removeprefix(base).lstrip("/")
         if file.type != pafs.FileType.File or (file is not info and any(map(_is_hidden, name.split("/")))):
@@ -294,124 +196,11 @@ def _remote(entry: InputPath, key: str) -> Iterator[InputFile]:
         yield InputFile(uri, name, 0, "jsonl", file.size or 0, file.mtime_ns or 0, entry.source)
 
 
-def filesystem_of(path: str, key: str = "input") -> tuple[Any, str]:
-    """Return the file system of a local path or a URI, and the path in it.
-
-    Raises:
-        ConfigError: it is a URI that pyarrow does not know.
-    """
-    if not is_remote(path):
-        return pafs.LocalFileSystem(), path
-    try:
-        filesystem, inner = open_filesystem(path)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ImportError) as error:
-        raise ConfigError(
-            f"{key}: {_public(path)!r} cannot be opened: {str(error).replace(path, '...')}. Expected a local path or a "
-            "URI that pyarrow.fs knows, e.g. `s3://bucket/folder`."
-        ) from error
-    return filesystem, str(inner)
-
-
-@contextmanager
-def answered(path: str) -> Iterator[None]:
-    """Say in words of ours that a file cannot be opened or read in the block, and whether its store is the cause."""
-    try:
-        yield
-    except StorageError:
-        raise
-    except (FileNotFoundError, PermissionError) as error:
-        raise DataError(
-            f"{_public(path)} cannot be read: {error.strerror or 'gone, or not permitted'}. Expected the file that was "
-            "there at the start; put it back and run the same command again."
-        ) from error
-    except OSError as error:
-        if not is_remote(path):
-            raise
-        problem = shown(str(error).replace(path, "...").rstrip("."), 300)
-        raise StorageError(
-            f"{_public(path)} cannot be read: {problem}. Check the store and the network; the same command goes on "
-            "from what is finished."
-        ) from error
-
-
-def _public(path: str) -> str:
-    """Return a path as it may stand in a message: a URI without user, password and query."""
-    if not is_remote(path):
-        return path
-    parts = urlsplit(path)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-
-
-def _sniff(file: InputFile, key: str) -> FileFormat | None:
-    """Return the format by content; None where the file is blank."""
-    with random_access(file.path) as stream:
-        head: bytes = stream.read(_HEAD_BYTES)
-        if head.startswith(PARQUET_MAGIC):
-            stream.seek(max(0, file.bytes - len(PARQUET_MAGIC)))
-            if file.bytes < 3 * len(PARQUET_MAGIC) or stream.read() != PARQUET_MAGIC:
-                raise DataError(
-                    f"{shown(file.name)}: begins as Parquet but its end is missing. The file is truncated "
-                    "or still being written; write or download it again."
-                )
-            return "parquet"
-    declared = _EXTENSIONS.get(_extension(file.name))
-    if declared == "parquet" and file.bytes:
-        raise DataError(
-            f"{shown(file.name)}: is named .parquet but begins with {head[:4]!r}, expected "
-            f"{PARQUET_MAGIC!r}. Write it again, or rename it after what it holds."
-        )
-    if _is_wide(head):
-        raise DataError(
-            f"{shown(file.name)}: the file is UTF-16 or UTF-32, expected UTF-8; convert it, e.g. "
-            "`iconv -f UTF-16 -t UTF-8`."
-        )
-    text = head.removeprefix(BYTE_ORDER_MARK).lstrip()
-    unknown = declared is None and file.bytes > 0 and not _JSON_START.match(text)
-    if unknown or head.startswith(_COMPRESSED_START):
-        raise ConfigError(
-            f"{key}: `{shown(file.name)}` is of no supported format. Expected {SUPPORTED}, not "
-            "compressed; convert or unpack it, or leave it out with a pattern."
-        )
-    return _sniff_json(text, file.name)
-
-
-def _is_wide(head: bytes) -> bool:
-    """Tell UTF-16 and UTF-32 by their mark, or by the NUL on one side of an ASCII character, be it only a newline."""
-    return head.startswith(_UTF16_MARKS) or head[:2].count(0) == 1 or (head[:3] == b"\0\0\0" and head[3:4] > b"\0")
-
-
-def _sniff_json(text: bytes, name: str) -> FileFormat | None:
-    """Tell JSON Lines from an array. A first line that is a whole array, with more below, is a (bad) row."""
-    if not text:
-        return None
-    line, _, below = text.partition(b"\n")
-    if text.startswith(b"["):
-        return "jsonl" if below.strip() and _is_json(line) else "json"
-    if line.strip() == b"{":
-        raise DataError(
-            f"{shown(name)}: holds a JSON object that runs over several lines. Expected one row per "
-            "line, or an array of rows."
-        )
-    return "jsonl"
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        json.loads(line)
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
-def _extension(name: str) -> str:
-    return PurePosixPath(name).suffix.lower()
-
-
 def _check_no_file_twice(found: Sequence[Sequence[InputFile]], key: str) -> None:
     counts = Counter(file.path for group in found for file in group)
     twice = [path for path, count in counts.items() if count > 1]
     if twice:
-        raise ConfigError(f"{key}: two entries reach {_public(twice[0])!r}; its rows would count twice. Remove one.")
+        raise ConfigError(f"{key}: two entries reach {public(twice[0])!r}; its rows would count twice. Remove one.")
 
 
 def _unique_names(found: list[list[InputFile]]) -> list[list[InputFile]]:

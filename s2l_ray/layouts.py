@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from s2l_ray.errors import ConfigError, DataError
-from s2l_ray.inputs import InputFile, listed, shown
-from s2l_ray.raw_rows import BadRow, read_rows
+from s2l_ray.formats.row import BadRow
+from s2l_ray.input_files import InputFile, listed, shown
+from s2l_ray.raw_rows import read_rows
 
 LayoutName = Literal["alpaca", "prompt_completion", "messages", "question_answer"]
 

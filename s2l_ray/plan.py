@@ -29,7 +29,8 @@ from s2l_ray.digests import OutsideFile, model_files
 from s2l_ray.errors import ConfigError, DataError
 from s2l_ray.experiment import Experiment
 from s2l_ray.graph import STAGES, Check, Node, Outside, Pipeline
-from s2l_ray.inputs import InputFile, find_inputs
+from s2l_ray.input_files import InputFile
+from s2l_ray.inputs import find_inputs
 from s2l_ray.models import is_pretrained, pinned, pretrained_folder
 
 ModelT = TypeVar("ModelT", bound=ModelConfig)

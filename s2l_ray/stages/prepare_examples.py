@@ -29,7 +29,8 @@ from s2l_ray.examples import (
     held_out,
     read_examples,
 )
-from s2l_ray.inputs import InputFile, check_unchanged, find_inputs, listed
+from s2l_ray.input_files import InputFile, check_unchanged, listed
+from s2l_ray.inputs import find_inputs
 from s2l_ray.layouts import Layout, detect_layout
 from s2l_ray.log import display
 from s2l_ray.plan import PrepareSettings, check_rejected

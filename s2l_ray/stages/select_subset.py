@@ -19,7 +19,8 @@ from s2l_ray.draws import Draws
 from s2l_ray.errors import ConfigError, DataError
 from s2l_ray.examples import location
 from s2l_ray.facility_location import facility_location_rank
-from s2l_ray.inputs import InputFile, check_unchanged, find_inputs
+from s2l_ray.input_files import InputFile, check_unchanged
+from s2l_ray.inputs import find_inputs
 from s2l_ray.log import display
 from s2l_ray.plan import SelectSettings
 from s2l_ray.raw_rows import copy_rows

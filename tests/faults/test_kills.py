@@ -133,6 +133,69 @@ def test_interrupted_run_exits_130_ends_its_ray_and_goes_on(tmp_path: Path) -> N
     assert run_s2l(*arguments).returncode == 0
 
 
+def test_second_ctrl_c_ends_at_once_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    config, storage = write_config(tmp_path), tmp_path / "storage"
+    arguments = ("run", str(config), "--json", "--until", "train_proxy")
+    process = subprocess.Popen(command(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    wait_for(lambda: _is_at_work(storage, "proxy", process.pid), process)
+    children = psutil.Process(process.pid).children(recursive=True)
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+    _, stderr = process.communicate(timeout=10)
+    assert process.returncode in (-signal.SIGINT, 130), stderr.decode()
+    assert b"Traceback" not in stderr, stderr.decode()
+    assert psutil.wait_procs(children, timeout=WAIT_SECONDS)[1] == []
+    assert run_s2l(*arguments).returncode == 0
+
+
+def test_killed_sweep_goes_on_and_keeps_the_finished_trials(tmp_path: Path) -> None:
+    config, storage = (
+        write_config(
+            tmp_path,
+            target={"engine": "torch", "steps": 60},
+            evaluate={"metrics": ["loss"]},
+            select={"method": "random"},
+            resources={"finetune_target": {"launcher": "task"}},
+            sweep={"max_concurrent": 1, "parameters": {"select.budget": [50, 100], "target.seed": [0, 1]}},
+        ),
+        tmp_path / "storage",
+    )
+    process = subprocess.Popen(command("sweep", str(config), "--json"), stdout=subprocess.DEVNULL)
+    wait_for(lambda: any(path.startswith("scores/") for path in manifests(storage)), process)
+    process.kill()
+    process.wait()
+    before = {path: (storage / path).stat().st_mtime_ns for path in manifests(storage)}
+    done = run_s2l("sweep", str(config), "--json")
+    assert done.returncode == 0, done.stderr
+    assert {path: (storage / path).stat().st_mtime_ns for path in before} == before
+    answer = json.loads(done.stdout)
+    assert [trial["status"] for trial in answer["trials"]] == ["finished"] * 4
+    assert answer["ran"] == 4 - sum(path.startswith("scores/") for path in before)
+    assert len([path for path in manifests(storage) if path.startswith("target/")]) == 4
+
+
+def test_sharded_deepspeed_goes_on_with_as_many_workers_and_refuses_others_with_the_way_out(tmp_path: Path) -> None:
+    config, storage = (
+        write_config(tmp_path, target={"zero_stage": 1, "steps": 400}, select={"method": "random"}),
+        tmp_path / "storage",
+    )
+    arguments = ("run", str(config), "--json", "--until", "finetune_target")
+    two = ("--set", "resources.finetune_target={workers: 2, cpus: 0.5}")
+    process = subprocess.Popen(command(*arguments, *two), stdout=subprocess.DEVNULL)
+    # Ray Train knows of a checkpoint.
+    wait_for(at_work_on(storage, "target", "scratch/train/checkpoint_manager_snapshot.json"), process)
+    process.kill()
+    process.wait()
+    one = run_s2l(*arguments)
+    assert one.returncode == 1, one.stderr
+    assert "saved by 2 workers" in one.stderr
+    assert "workers: 2" in one.stderr
+    assert "Traceback" not in one.stderr
+    done = run_s2l(*arguments, *two)
+    assert done.returncode == 0, done.stderr
+
+
 def test_two_runs_in_one_storage_make_every_artifact_once(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     arguments = ("run", str(config), "--json", "--until", "tokenize_examples")

@@ -31,7 +31,8 @@ from s2l_ray.examples import (
     location,
     read_examples,
 )
-from s2l_ray.inputs import InputFile, find_inputs
+from s2l_ray.input_files import InputFile
+from s2l_ray.inputs import find_inputs
 from s2l_ray.layouts import Layout, detect_layout
 
 GOLDEN = -3463304362674469291

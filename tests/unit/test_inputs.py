@@ -1,4 +1,7 @@
+import bz2
+import gzip
 import json
+import lzma
 import os
 import pickle
 
@@ -7,9 +10,10 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
-from s2l_ray import inputs
+from s2l_ray import input_files, inputs
 from s2l_ray.config import InputPath
 from s2l_ray.errors import ConfigError, DataError
+from s2l_ray.input_files import open_input
 from s2l_ray.inputs import find_inputs
 
 KEY = "examples.path"
@@ -114,7 +118,7 @@ def test_find_remote_folder_gives_uris_that_open(tmp_path, monkeypatch):
     files = find_inputs("s3://user:secret@bucket/data/?region=x", key=KEY)
     assert names(files) == ["a b.jsonl", "sub/c.jsonl"]
     assert files[0].path == "s3://user:secret@bucket/data/a%20b.jsonl?region=x"
-    with inputs.open_input(files[0].path) as stream:
+    with open_input(files[0]) as stream:
         assert stream.read() == ROW
     with pytest.raises(ConfigError) as error:
         find_inputs("s3://user:secret@bucket/none", key=KEY)
@@ -172,6 +176,11 @@ def test_find_store_that_does_not_answer_is_config_error_without_the_password(mo
         ("a.jsonl", parquet_bytes(), "parquet"),
         ("a", ROW, "jsonl"),
         ("a.txt", ROW, "jsonl"),
+        ("a.jsonl.gz", gzip.compress(ROW), "jsonl"),
+        ("a.jsonl", gzip.compress(ROW), "jsonl"),
+        ("a.json.gz", gzip.compress(b"[" + ROW + b"]"), "json"),
+        ("a.csv", b"question,answer\na,b\n", "csv"),
+        ("a.tsv.gz", gzip.compress(b"question\tanswer\na\tb\n"), "csv"),
     ],
 )
 def test_find_decides_the_format_by_content_first(tmp_path, name, content, expected):
@@ -181,12 +190,12 @@ def test_find_decides_the_format_by_content_first(tmp_path, name, content, expec
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("rows.csv", b"instruction,output\na,b\n"),
-        ("rows.jsonl.gz", b"\x1f\x8b\x08\x00rest"),
-        ("rows.jsonl", b"\x1f\x8b\x08\x00rest"),
-        ("rows.jsonl.zst", b"\x28\xb5\x2f\xfdrest"),
+        ("rows.txt", b"instruction,output\na,b\n"),
         ("rows.jsonl.gz", b"\x1f"),
-        ("rows.arrow", b"ARROW1\0\0"),
+        ("rows.jsonl.bz2", bz2.compress(ROW)),
+        ("rows.jsonl.xz", lzma.compress(ROW)),
+        ("rows.parquet.gz", gzip.compress(parquet_bytes())),
+        ("rows.jsonl.gz", gzip.compress(gzip.compress(ROW))),
         ("README.md", b"[a link](there)\n"),
     ],
 )
@@ -195,6 +204,21 @@ def test_find_unsupported_file_is_config_error_that_lists_what_is(tmp_path, name
     with pytest.raises(ConfigError, match=r"JSON Lines .*Parquet") as error:
         find_inputs(str(tmp_path), key=KEY)
     assert name in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl.gz", b"\x1f\x8b\x08\x00rest"),
+        ("a.jsonl", gzip.compress(ROW)[:-4]),
+        ("a.jsonl.zst", b"\x28\xb5\x2f\xfdrest"),
+        ("a.arrow", b"ARROW1\0\0"),
+        ("a.arrow", ROW),
+    ],
+)
+def test_find_file_that_is_cut_off_or_not_what_it_is_named_is_data_error(tmp_path, name, content):
+    with pytest.raises(DataError, match=rf"^{name}: "):
+        find_inputs(str(write(tmp_path / name, content)), key=KEY)
 
 
 @pytest.mark.parametrize("content", [b"PAR1", parquet_bytes()[:-10], b"PAR1 and more"])
@@ -355,5 +379,5 @@ def test_find_ten_thousand_small_files_lists_all(tmp_path):
 
 
 def test_shown_text_is_short_printable_and_encodable():
-    assert inputs.shown("a\n\x1b[31m\ud800é") == "a\\n\\x1b[31m\\ud800é"
-    assert len(inputs.shown("x" * 10_000)) < 100
+    assert input_files.shown("a\n\x1b[31m\ud800é") == "a\\n\\x1b[31m\\ud800é"
+    assert len(input_files.shown("x" * 10_000)) < 100

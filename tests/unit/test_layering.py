@@ -14,7 +14,9 @@ import s2l_ray
 PACKAGE = Path(s2l_ray.__file__).parent
 ROOT = PACKAGE.parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
-NOUNS = sorted(p for p in [*PACKAGE.glob("*.py"), *(PACKAGE / "report").glob("*.py")] if p.name != "__main__.py")
+NOUNS = sorted(
+    p for place in (".", "formats", "report") for p in (PACKAGE / place).glob("*.py") if p.name != "__main__.py"
+)
 HEAVY = ("torch", "transformers", "ray", "deepspeed", "sklearn", "jinja2", "pandas", "datasets")
 
 

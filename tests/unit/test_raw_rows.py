@@ -1,3 +1,5 @@
+import csv
+import gzip
 import io
 import json
 import tracemalloc
@@ -9,10 +11,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from s2l_ray import raw_rows
 from s2l_ray.errors import DataError
-from s2l_ray.inputs import InputFile, find_inputs
-from s2l_ray.raw_rows import BadRow, copy_rows, read_rows
+from s2l_ray.formats import json_rows
+from s2l_ray.formats import row as limits
+from s2l_ray.formats.row import BadRow
+from s2l_ray.input_files import InputFile
+from s2l_ray.inputs import find_inputs
+from s2l_ray.raw_rows import copy_rows, read_rows
 
 NASTY = "\U0001f600 \u202e\u05e9\u05dc\u05d5\u05dd\u202c \x00 \u2028 \u2029 \x85 \x0b \x0c \x1c <|endoftext|> {{ x }}"
 
@@ -123,7 +128,7 @@ def test_jsonl_nasty_characters_survive_reading_and_copying(put):
 
 
 def test_jsonl_row_above_the_limit_is_a_bad_row_and_its_neighbours_are_read(put, monkeypatch):
-    monkeypatch.setattr(raw_rows, "MAX_ROW_BYTES", 1000)
+    monkeypatch.setattr(limits, "MAX_ROW_BYTES", 1000)
     exact = json.dumps({"a": "x" * 991})
     assert len(exact) == 1000
     file = put(f'{exact}\n{{"a": "{"y" * 5000}"}}\n{{"a": 2}}\n{{"a": "{"z" * 5000}"}}')
@@ -141,7 +146,7 @@ def test_jsonl_huge_row_is_not_held_in_memory(put):
     tracemalloc.stop()
     assert reason(rows[0][1]) == "row_too_large"
     assert rows[1] == (1, {"a": 1})
-    assert peak < 2.5 * raw_rows.MAX_ROW_BYTES
+    assert peak < 2.5 * limits.MAX_ROW_BYTES
 
 
 def test_jsonl_fifty_megabyte_row_is_read(put):
@@ -249,14 +254,14 @@ def test_json_array_longer_than_the_window_is_read_in_bounded_memory(put):
 
 
 def test_json_array_row_above_the_limit_is_data_error(put, monkeypatch):
-    monkeypatch.setattr(raw_rows, "MAX_ROW_BYTES", 1000)
+    monkeypatch.setattr(limits, "MAX_ROW_BYTES", 1000)
     with pytest.raises(DataError, match="longer than 1000"):
         read(put('[{"a": "' + "x" * 5_000_000 + '"}]', "rows.json"))
 
 
 @pytest.mark.parametrize("chunk", range(1, 9))
 def test_json_array_number_cut_by_the_window_is_read_whole(put, monkeypatch, chunk):
-    monkeypatch.setattr(raw_rows, "_CHUNK_BYTES", chunk)
+    monkeypatch.setattr(json_rows, "_CHUNK_BYTES", chunk)
     rows = read(put('[0.5, -1E+5, 12345678901234567890, {"a": 2.5e-7}]', "rows.json"))
     assert [reason(row) for _, row in rows[:3]] == ["not_an_object"] * 3
     assert rows[3] == (3, {"a": 2.5e-7})
@@ -267,7 +272,7 @@ def test_json_array_number_cut_by_the_window_is_read_whole(put, monkeypatch, chu
 def test_json_array_round_trip_gives_the_same_rows_and_texts_at_any_chunk_size(tmp_path, rows, indent, chunk, data):
     file = in_memory(tmp_path, json.dumps(rows, indent=indent, ensure_ascii=False).encode(), "json")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(raw_rows, "_CHUNK_BYTES", chunk)
+        patch.setattr(json_rows, "_CHUNK_BYTES", chunk)
         got = read(file)
         chosen = sorted(data.draw(st.sets(st.integers(0, len(rows) - 1)))) if rows else []
         text = copied(file, chosen)
@@ -316,7 +321,7 @@ def test_parquet_value_that_python_cannot_hold_is_a_bad_row_and_its_neighbours_a
 
 
 def test_parquet_row_above_the_limit_is_a_bad_row(put, monkeypatch):
-    monkeypatch.setattr(raw_rows, "MAX_ROW_BYTES", 1000)
+    monkeypatch.setattr(limits, "MAX_ROW_BYTES", 1000)
     rows = read(parquet(put, pa.table({"a": ["x", "y" * 5000, "z"]})))
     assert [row for _, row in rows][::2] == [{"a": "x"}, {"a": "z"}]
     assert reason(rows[1][1]) == "row_too_large"
@@ -419,3 +424,172 @@ class TestCopyOfAnyFormat:
     def test_copy_of_rows_that_do_not_rise_is_value_error(self, file, rows):
         with pytest.raises(ValueError, match="rising"):
             copy_rows(file, rows, io.BytesIO())
+
+
+# Compressed JSON Lines, arrays and CSV
+
+LINES = "".join(json.dumps({"n": n, "text": NASTY * 20}) + "\n" for n in range(500)).encode()
+
+
+def packed(content, kind):
+    return pa.Codec(kind).compress(content, asbytes=True) if kind == "zstd" else gzip.compress(content, mtime=0)
+
+
+@pytest.mark.parametrize(("kind", "extension"), [("gzip", "gz"), ("zstd", "zst")])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("rows.jsonl", LINES),
+        ("rows.json", b"[" + b",\n".join(LINES.splitlines()) + b"]"),
+        ("rows.csv", b"n,text\n" + b"".join(b'%d,"a\n%d"\n' % (n, n) for n in range(500))),
+    ],
+)
+def test_compressed_file_reads_and_copies_as_the_plain_one(put, name, content, kind, extension):
+    plain, compressed = put(content, name), put(packed(content, kind), f"{name}.{extension}")
+    assert (compressed.file_format, compressed.compression) == (plain.file_format, kind)
+    rows = read(compressed)
+    assert len(rows) == 500
+    assert rows == read(plain)
+    chosen = [number for number, _ in rows[::7]]
+    again = put(copied(compressed, chosen), f"again.{name}.{extension}")
+    assert again.compression == kind
+    assert [row for _, row in read(again)] == [row for _, row in rows[::7]]
+    assert copied(compressed, chosen) == copied(compressed, chosen)
+
+
+def test_gzip_of_several_members_is_read_to_its_end(put):
+    parts = LINES.splitlines(keepends=True)
+    file = put(b"".join(packed(b"".join(parts[i : i + 100]), "gzip") for i in range(0, 500, 100)), "rows.jsonl.gz")
+    assert len(read(file)) == 500
+
+
+@pytest.mark.parametrize(("kind", "extension"), [("gzip", "gz"), ("zstd", "zst")])
+def test_compressed_file_that_is_cut_off_or_changed_is_data_error(tmp_path, kind, extension):
+    noise = "".join(json.dumps({"text": str(n**20)}) + "\n" for n in range(20_000)).encode()
+    whole = packed(noise, kind)
+    path = tmp_path / f"rows.jsonl.{extension}"
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 0xFF
+    # What `zstd` itself writes has a checksum as gzip has; what Arrow's codec writes has none.
+    for content in (whole[: len(whole) // 2], whole[:-3], *([bytes(flipped)] if kind == "gzip" else [])):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=rf"{kind} data are truncated or corrupt"):
+            read(find_inputs(str(path), key="examples.path")[0])
+
+
+# CSV
+
+TABLE = b'id,question,answer\n1,"what, why?",x\n\n2,"two\nlines","a ""b"""\n3,\xc3\xa9,\n'
+
+
+def test_csv_records_are_numbered_by_line_and_keep_commas_quotes_and_line_ends(put):
+    assert read(put(TABLE, "rows.csv")) == [
+        (1, {"id": "1", "question": "what, why?", "answer": "x"}),
+        (3, {"id": "2", "question": "two\nlines", "answer": 'a "b"'}),
+        (5, {"id": "3", "question": "é", "answer": ""}),
+    ]
+
+
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_csv_of_another_delimiter_a_byte_order_mark_and_crlf_reads_the_same(put, mark):
+    rows = [("id", "question"), ("1", "a, b"), ("2", "c")]
+    content = "\ufeff" + "".join(mark.join(row) + "\r\n" for row in rows)
+    file = put(content, "rows.csv")
+    assert [row for _, row in read(file)] == [{"id": "1", "question": "a, b"}, {"id": "2", "question": "c"}]
+    assert copied(file, [2]) == f"\ufeffid{mark}question\r\n2{mark}c\r\n".encode()
+
+
+def test_copied_csv_has_the_header_and_the_bytes_of_the_records(put):
+    file = put(TABLE.removesuffix(b"\n"), "rows.csv")
+    assert copied(file, [3, 5]) == b'id,question,answer\n2,"two\nlines","a ""b"""\n3,\xc3\xa9,\n'
+    assert copied(file, []) == b"id,question,answer\n"
+
+
+def test_csv_bad_records_are_bad_rows_and_the_next_one_is_read(put):
+    rows = read(put('a,b\n1,2,3\n"x"y,2\n4\n5,6\n', "rows.csv"))
+    assert [number for number, _ in rows] == [1, 2, 3, 4]
+    assert [reason(row) for _, row in rows[:3]] == ["wrong_field_count", "malformed_csv", "wrong_field_count"]
+    assert rows[3][1] == {"a": "5", "b": "6"}
+
+
+def test_csv_quotation_without_end_is_data_error_with_its_line(put):
+    with pytest.raises(DataError, match=r"rows\.csv:3: the file ends within a quotation"):
+        read(put('a,b\n1,2\n3,"never closed\n4,5\n', "rows.csv"))
+
+
+def test_csv_record_above_the_limit_is_data_error_with_its_line(put, monkeypatch):
+    monkeypatch.setattr(limits, "MAX_ROW_BYTES", 1000)
+    with pytest.raises(DataError, match=r"rows\.csv:3: the record .* longer than 1000 bytes"):
+        read(put('a,b\n1,2\n3,"never closed\n' + "4,5\n" * 1000, "rows.csv"))
+
+
+@pytest.mark.parametrize("content", ["a,a\n1,2\n", '"a"x,b\n1,2\n'])
+def test_csv_with_a_header_that_names_no_columns_is_data_error(put, content):
+    with pytest.raises(DataError, match=r"rows\.csv"):
+        read(put(content, "rows.csv"))
+
+
+def test_csv_that_is_not_utf8_is_data_error_with_its_offset(put):
+    with pytest.raises(DataError, match=r"rows\.csv:3: byte 0xE9 at offset 9 "):
+        read(put(b"a,b\n1,2\n3\xe9,4\n", "rows.csv"))
+
+
+fields = st.text(st.characters(codec="utf-8", exclude_characters="\r"), max_size=12)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.lists(st.tuples(fields, fields), min_size=1, max_size=8), st.data())
+def test_csv_round_trip_gives_the_same_rows_at_any_choice(tmp_path, rows, data):
+    text = io.StringIO(newline="")
+    csv.writer(text, quoting=csv.QUOTE_ALL).writerows([("a", "b"), *rows])
+    file = in_memory(tmp_path, text.getvalue().encode(), "csv")
+    got = read(file)
+    assert [tuple(row.values()) for _, row in got] == rows
+    chosen = data.draw(st.sets(st.integers(0, len(rows) - 1)))
+    again = in_memory(tmp_path, copied(file, [got[i][0] for i in sorted(chosen)]), "csv")
+    assert [tuple(row.values()) for _, row in read(again)] == [rows[i] for i in sorted(chosen)]
+
+
+# Arrow files and streams
+
+
+def arrow_bytes(table, new, rows_per_batch=100):
+    sink = io.BytesIO()
+    with new(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=rows_per_batch)
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize("new", [pa.ipc.new_file, pa.ipc.new_stream])
+def test_arrow_reads_wanted_columns_and_copies_with_schema_and_metadata(put, new):
+    labels = pa.array([f"s{n % 3}" for n in range(1000)]).dictionary_encode()
+    table = pa.table({"n": range(1000), "text": [f"é{n}" for n in range(1000)], "label": labels})
+    table = table.replace_schema_metadata({"huggingface": "{}"})
+    file = put(arrow_bytes(table, new), "rows.arrow")
+    assert file.file_format == "arrow"
+    assert [row for _, row in read(file, columns={"text", "label", "none"})] == table.select(
+        ["text", "label"]
+    ).to_pylist()
+    chosen = [0, 99, 100, 555, 999]
+    content = copied(file, chosen)
+    assert content[:6] == arrow_bytes(table, new)[:6]
+    opener = pa.ipc.open_file if new is pa.ipc.new_file else pa.ipc.open_stream
+    again = opener(content).read_all()
+    assert again.schema.equals(table.schema, check_metadata=True)
+    assert again.to_pylist() == table.take(chosen).to_pylist()
+
+
+@pytest.mark.parametrize("new", [pa.ipc.new_file, pa.ipc.new_stream])
+def test_arrow_that_is_cut_off_is_data_error(put, new):
+    table = pa.table({"text": [str(n) * 9 for n in range(5000)]})
+    whole = arrow_bytes(table, new)
+    with pytest.raises(DataError, match=r"truncated|Arrow"):
+        read(put(whole[: len(whole) // 2], "rows.arrow"))
+
+
+def test_arrow_record_above_the_limit_is_a_bad_row(put, monkeypatch):
+    file = put(arrow_bytes(pa.table({"a": ["x", "y" * 2000, "z"]}), pa.ipc.new_stream), "rows.arrow")
+    monkeypatch.setattr(limits, "MAX_ROW_BYTES", 1000)
+    rows = read(file)
+    assert reason(rows[1][1]) == "row_too_large"
+    assert [row for _, row in rows][::2] == [{"a": "x"}, {"a": "z"}]

@@ -1,0 +1,1 @@
+"""How rows are read from a file of each format, one after the other, and copied out untouched."""
