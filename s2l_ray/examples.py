@@ -26,6 +26,7 @@ from s2l_ray.layouts import REQUIRED, RESERVED, Layout, check_columns, check_res
 from s2l_ray.raw_rows import columns_of, read_rows
 
 _ROLES = {name: name for name in ("system", "user", "assistant", "tool")} | {"human": "user", "gpt": "assistant"}
+_TRUTHS = {"true": True, "false": False, "": None}
 _ROW_BITS = 40
 _HELD_OUT_SALT = 0x5332_4C5F_4845_4C44  # any constant; it only has to stay as it is
 
@@ -200,9 +201,6 @@ def _example(file: InputFile, layout: Layout, number: int, row: Row) -> Example:
         hashed = content_hash(turns)
     except UnicodeEncodeError as error:
         raise _UnusableError("lone_surrogate: a text holds half of a surrogate pair; it is no Unicode") from error
-    is_wrong = row.get(columns["is_wrong"])
-    if is_wrong is not None and not isinstance(is_wrong, bool):
-        raise _bad_type(columns["is_wrong"], is_wrong, "true or false")
     user_id = _label(row, columns["id"]) if "id" in columns else None
     if user_id is None and "id" in columns:
         raise DataError(
@@ -217,7 +215,7 @@ def _example(file: InputFile, layout: Layout, number: int, row: Row) -> Example:
         content_hash=hashed,
         source=_label(row, columns["source"]) or file.source,
         skill=_label(row, columns["skill"]),
-        is_wrong=is_wrong,
+        is_wrong=_truth(row, columns["is_wrong"]),
         turns=turns,
     )
 
@@ -247,6 +245,15 @@ def _text(row: Row, column: str) -> str:
 
 def _bad_type(column: str, value: object, expected: str) -> _UnusableError:
     return _UnusableError(f"wrong_type: column `{shown(column)}` holds {kind_of(value)}, expected {expected}")
+
+
+def _truth(row: Row, column: str) -> bool | None:
+    value = row.get(column)
+    if isinstance(value, str) and value.casefold() in _TRUTHS:  # CSV knows only text
+        return _TRUTHS[value.casefold()]
+    if value is not None and not isinstance(value, bool):
+        raise _bad_type(column, value, "true or false")
+    return value
 
 
 def _label(row: Row, column: str) -> str | None:

@@ -1,3 +1,4 @@
+import csv
 import dataclasses
 import hashlib
 import json
@@ -440,3 +441,25 @@ def test_real_data_is_read_in_full(name, layout, rows):
     assert detected.name == layout
     assert len(items) == rows
     assert all(isinstance(item, Example) and item.source for item in items)
+
+
+def test_csv_gives_the_examples_of_the_same_rows_in_json(tmp_path):
+    rows = [
+        {"instruction": "a, b", "output": 'c "d"\ne', "input": "", "skill": "x", "is_wrong": "True"},
+        {"instruction": "f", "output": "g", "input": "h", "skill": "", "is_wrong": ""},
+    ]
+    lines = tmp_path / "rows.jsonl"
+    lines.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    table = tmp_path / "rows.csv"
+    with table.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+    def read_all(path):
+        files = find_inputs(str(path), key="examples.path")
+        layout = detect_layout(files, "auto", {}, key="examples.path")
+        return [(e.turns, e.skill, e.is_wrong, e.content_hash) for e in read_examples(files[0], layout)]
+
+    assert read_all(table) == read_all(lines)
+    assert [is_wrong for _, _, is_wrong, _ in read_all(table)] == [True, None]
