@@ -184,7 +184,8 @@ class Artifact:
         """Read rows `start:stop` of one Parquet file, touching only the row groups that hold them."""
         try:
             with opened(self.storage.filesystem, self.path(record.path)) as stream:
-                parquet, use_threads = pq.ParquetFile(stream), reads_in_threads(stream)
+                use_threads = reads_in_threads(stream)
+                parquet = pq.ParquetFile(stream, pre_buffer=use_threads)
                 if start == 0 and stop is None:
                     return parquet.read(columns=columns, use_threads=use_threads)
                 groups, first, position = [], None, 0

@@ -236,7 +236,8 @@ class StagedOutput:
     def read_parquet(self, path: str, columns: list[str] | None = None) -> pa.Table:
         """Read back a Parquet file of the attempt."""
         with self.storage.open_input(self.storage.path(*self._parts(path))) as stream:
-            return pq.ParquetFile(stream).read(columns=columns, use_threads=reads_in_threads(stream))
+            use_threads = reads_in_threads(stream)
+            return pq.ParquetFile(stream, pre_buffer=use_threads).read(columns=columns, use_threads=use_threads)
 
     def remove(self, path: str) -> None:
         """Remove a file of the attempt, if it is there."""

@@ -109,7 +109,7 @@ def opened(filesystem: pafs.FileSystem, path: str) -> Iterator[Any]:
 
 
 def reads_in_threads(file: Any) -> bool:
-    """Return whether pyarrow's own threads may read a file of `opened`.
+    """Return whether pyarrow's own threads may read a file of `opened`, or fetch its parts ahead.
 
     A thread that has called Python may come back for it when the process is at its end, and then aborts it.
     """
