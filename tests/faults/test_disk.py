@@ -15,6 +15,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.slow
 def test_run_on_a_full_disk_ends_with_one_message_and_goes_on_with_room(tmp_path: Path) -> None:
     config, storage = write_config(tmp_path), tmp_path / "storage"
     storage.mkdir()

@@ -133,6 +133,7 @@ def test_interrupted_run_exits_130_ends_its_ray_and_goes_on(tmp_path: Path) -> N
     assert run_s2l(*arguments).returncode == 0
 
 
+@pytest.mark.slow
 def test_second_ctrl_c_ends_at_once_and_the_same_command_goes_on(tmp_path: Path) -> None:
     config, storage = write_config(tmp_path), tmp_path / "storage"
     arguments = ("run", str(config), "--json", "--until", "train_proxy")
@@ -149,6 +150,7 @@ def test_second_ctrl_c_ends_at_once_and_the_same_command_goes_on(tmp_path: Path)
     assert run_s2l(*arguments).returncode == 0
 
 
+@pytest.mark.slow
 def test_killed_sweep_goes_on_and_keeps_the_finished_trials(tmp_path: Path) -> None:
     config, storage = (
         write_config(
@@ -175,6 +177,7 @@ def test_killed_sweep_goes_on_and_keeps_the_finished_trials(tmp_path: Path) -> N
     assert len([path for path in manifests(storage) if path.startswith("target/")]) == 4
 
 
+@pytest.mark.slow
 def test_sharded_deepspeed_goes_on_with_as_many_workers_and_refuses_others_with_the_way_out(tmp_path: Path) -> None:
     config, storage = (
         write_config(tmp_path, target={"zero_stage": 1, "steps": 400}, select={"method": "random"}),
