@@ -235,7 +235,8 @@ class Storage:
         with self.asked():
             if self.is_local:
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
-            with self.filesystem.open_output_stream(path) as stream:
+            # Unless told not to, pyarrow compresses what is named .gz, which already is.
+            with self.filesystem.open_output_stream(path, compression=None) as stream:
                 yield stream
 
     def read_bytes(self, *parts: str) -> bytes | None:

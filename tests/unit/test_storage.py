@@ -172,3 +172,12 @@ def test_check_writable_without_hard_links_says_so_before_anything_runs(storage,
     with pytest.raises(ConfigError, match="not supported"):
         storage.check_writable()
     assert list(Path(storage.uri).iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl.gz", "rows.csv.zst", "rows.jsonl"])
+def test_bytes_are_written_as_they_are_whatever_the_name(tmp_path, name):
+    storage = Storage.at(str(tmp_path))
+    storage.write_bytes(b"as it is", "folder", name)
+    with storage.open_output(storage.path("folder", f"more.{name}")) as stream:
+        stream.write(b"as it is")
+    assert storage.read_bytes("folder", f"more.{name}") == (tmp_path / "folder" / name).read_bytes() == b"as it is"
