@@ -1,6 +1,7 @@
 """Shared fixtures. Real data is used where S2L_TEST_DATA names its folder."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -77,3 +78,9 @@ def run_s2l(*arguments: str, timeout: float = 280, **environment: str) -> "subpr
         check=False,
         env={**os.environ, **environment},
     )
+
+
+def may_unshare() -> bool:
+    """Whether this user may give a process a view of its own of the file systems."""
+    tool = shutil.which("unshare")
+    return tool is not None and subprocess.run([tool, "-m", "true"], capture_output=True, check=False).returncode == 0

@@ -6,8 +6,8 @@ from typing import BinaryIO, NamedTuple
 
 from s2l_ray.errors import DataError
 from s2l_ray.formats import row as limits
-from s2l_ray.formats.row import BadRow, NumberedRows, not_utf8
-from s2l_ray.input_files import BYTE_ORDER_MARK, InputFile, listed, open_input, shown
+from s2l_ray.formats.row import BadRow, NumberedRows, check_names, not_utf8
+from s2l_ray.input_files import BYTE_ORDER_MARK, InputFile, open_input, shown
 
 _DELIMITERS = ",;\t"
 """What spreadsheets write, in the order of preference: the one that parts the header most."""
@@ -72,10 +72,8 @@ def _names(file: InputFile, records: Iterator[_Record]) -> tuple[str, ...]:
         return ()
     if isinstance(header.fields, BadRow):
         raise DataError(f"{shown(file.name)}:{header.line + 1}: the header is {header.fields.reason}. Mend it there.")
-    names = tuple(header.fields)
-    if len(set(names)) != len(names):
-        raise DataError(f"{shown(file.name)}: two columns have the same name; rename one of {listed(names)}.")
-    return names
+    check_names(file, header.fields)
+    return tuple(header.fields)
 
 
 def _records(file: InputFile) -> Iterator[_Record]:
@@ -107,7 +105,7 @@ class _Lines:
 
     def __init__(self, file: InputFile, stream: BinaryIO) -> None:
         self._file, self._stream = file, stream
-        self._line, self._offset = 0, 0
+        self._line = self._offset = self._record_offset = 0
         self._taken: list[bytes] = []
         self._first: bytes | None = self._stream.readline(limits.MAX_ROW_BYTES + 1)
         self.record_line = 0
@@ -125,7 +123,7 @@ class _Lines:
 
     def begin_record(self) -> None:
         """Forget the lines of the last record."""
-        self._taken, self.record_line = [], self._line
+        self._taken, self.record_line, self._record_offset = [], self._line, self._offset
 
     def __iter__(self) -> "_Lines":
         return self
@@ -139,13 +137,13 @@ class _Lines:
             self.has_ended = True
             raise StopIteration
         self._taken.append(line)
-        if sum(map(len, self._taken)) > limits.MAX_ROW_BYTES:
+        number, offset = self._line, self._offset
+        self._line, self._offset = number + 1, offset + len(line)
+        if self._offset - self._record_offset > limits.MAX_ROW_BYTES:
             raise DataError(
                 f"{shown(self._file.name)}:{self.record_line + 1}: the record that begins here is longer than "
                 f"{limits.MAX_ROW_BYTES} bytes. A quotation mark may not be closed; mend it there."
             )
-        number, offset = self._line, self._offset
-        self._line, self._offset = number + 1, offset + len(line)
         if number == 0:
             line = line.removeprefix(BYTE_ORDER_MARK)
         try:

@@ -1,11 +1,11 @@
 """A row as it stands in a file, and what makes it none."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from s2l_ray.errors import DataError
-from s2l_ray.input_files import InputFile, shown
+from s2l_ray.input_files import InputFile, listed, shown
 
 MAX_ROW_BYTES = 64 * 2**20
 """A longer line or record of a table is set aside without being decoded; a longer array element is a `DataError`."""
@@ -42,3 +42,9 @@ def not_utf8(file: InputFile, line: int, offset: int, byte: int) -> DataError:
         f"{shown(file.name)}:{line}: byte 0x{byte:02X} at offset {offset} is not UTF-8; the text may be Windows-1252 "
         "or Latin-1. Expected UTF-8; convert the file, e.g. `iconv -f WINDOWS-1252 -t UTF-8`."
     )
+
+
+def check_names(file: InputFile, names: Sequence[str]) -> None:
+    """Raise `DataError` where two columns have one name."""
+    if len(set(names)) != len(names):
+        raise DataError(f"{shown(file.name)}: two columns have the same name; rename one of {listed(names)}.")

@@ -1,8 +1,8 @@
 """Tables of Arrow's: Parquet, and Arrow's own files and streams, as `datasets` keeps them. Rows are numbered from 0."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 
 from s2l_ray.errors import DataError
 from s2l_ray.formats import row as limits
-from s2l_ray.formats.row import BadRow, NumberedRows, Row, too_large
-from s2l_ray.input_files import ARROW_MAGIC, InputFile, is_remote, listed, random_access, shown
+from s2l_ray.formats.row import BadRow, NumberedRows, Row, check_names, too_large
+from s2l_ray.input_files import ARROW_MAGIC, InputFile, is_remote, random_access, shown
 
 _BUFFER_BYTES = 2**20
 _BATCH_ROWS = 256
@@ -29,9 +29,9 @@ def read_parquet(file: InputFile, columns: Collection[str] | None) -> NumberedRo
 
 def read_arrow(file: InputFile, columns: Collection[str] | None) -> NumberedRows:
     """Yield every row with those of the columns that the file has; None takes all."""
-    with _arrow_file(file) as (schema, batches):
-        names = [name for name in schema.names if columns is None or name in columns]
-        yield from _rows(part.select(names) for batch in batches for part in _parts(batch))
+    with _arrow_file(file) as source:
+        names = [name for name in source.schema.names if columns is None or name in columns]
+        yield from _rows(part.select(names) for batch in source.batches for part in _parts(batch))
 
 
 def table_columns(file: InputFile) -> tuple[str, ...]:
@@ -43,8 +43,8 @@ def table_columns(file: InputFile) -> tuple[str, ...]:
     if file.file_format == "parquet":
         with _parquet_file(file) as parquet:
             return tuple(parquet.schema_arrow.names)
-    with _arrow_file(file) as (schema, _):
-        return tuple(schema.names)
+    with _arrow_file(file) as source:
+        return tuple(source.schema.names)
 
 
 def copy_parquet(file: InputFile, rows: Sequence[int], sink: BinaryIO) -> int:
@@ -62,17 +62,13 @@ def copy_parquet(file: InputFile, rows: Sequence[int], sink: BinaryIO) -> int:
 
 def copy_arrow(file: InputFile, rows: Sequence[int], sink: BinaryIO) -> int:
     """Write the chosen rows with the same columns, types and metadata, as a file or a stream like the source."""
-    row_N = np.asarray(rows, dtype=np.int64)
-    first = written = 0
-    with _arrow_file(file) as (schema, batches):
-        new = pa.ipc.new_file if _is_random_access(file) else pa.ipc.new_stream
-        with new(sink, schema) as writer:
-            for batch in batches:
-                low, high = np.searchsorted(row_N, [first, first + batch.num_rows])
-                if low < high:
-                    writer.write_batch(batch.take(pa.array(row_N[low:high] - first)))
-                    written += int(high - low)
-                first += batch.num_rows
+    written = 0
+    with _arrow_file(file) as source:
+        schema, new = source.schema, source.new_writer
+    with new(sink, schema) as writer:  # opened again below, as above
+        for batch in _chosen_batches(file, np.asarray(rows, dtype=np.int64)):
+            writer.write_batch(batch)
+            written += batch.num_rows
     return written
 
 
@@ -126,9 +122,7 @@ def _chosen(file: InputFile, row_N: npt.NDArray[np.int64]) -> Iterator[pa.Table]
             for batch in parquet.iter_batches(
                 batch_size=_BATCH_ROWS, row_groups=[group], use_threads=not is_remote(file.path)
             ):
-                low, high = np.searchsorted(row_N, [first, first + batch.num_rows])
-                if low < high:
-                    batches.append(batch.take(pa.array(row_N[low:high] - first)))
+                batches += _taken(batch, first, row_N)
                 first += batch.num_rows
                 full = sum(b.num_rows for b in batches) >= _COPY_GROUP_ROWS
                 if full or sum(b.nbytes for b in batches) >= limits.MAX_ROW_BYTES:
@@ -138,54 +132,62 @@ def _chosen(file: InputFile, row_N: npt.NDArray[np.int64]) -> Iterator[pa.Table]
             yield pa.Table.from_batches(batches, parquet.schema_arrow)
 
 
+def _chosen_batches(file: InputFile, row_N: npt.NDArray[np.int64]) -> Iterator[pa.RecordBatch]:
+    first = 0
+    with _arrow_file(file) as source:
+        for batch in source.batches:
+            yield from _taken(batch, first, row_N)
+            first += batch.num_rows
+
+
+def _taken(batch: pa.RecordBatch, first: int, row_N: npt.NDArray[np.int64]) -> list[pa.RecordBatch]:
+    """Return the chosen rows of a batch that begins with row `first`; nothing where there are none."""
+    low, high = np.searchsorted(row_N, [first, first + batch.num_rows])
+    return [batch.take(pa.array(row_N[low:high] - first))] if low < high else []
+
+
 @contextmanager
 def _parquet_file(file: InputFile) -> Iterator[Any]:
     """Open a Parquet file; what goes wrong in it until it is closed again is a `DataError`."""
-    with random_access(file.path) as source:
-        try:
-            parquet = pq.ParquetFile(
-                source, buffer_size=_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True
-            )
-            _check_names(file, parquet.schema_arrow)
-            yield parquet
-        except (pa.ArrowException, UnicodeDecodeError) as error:
-            raise _corrupt(file, error) from error
-        except OSError as error:
-            # Arrow reports corrupt pages as OSError, as it does a network that fails; the latter may be retried.
-            if error.errno is not None or is_remote(file.path):
-                raise
-            raise _corrupt(file, error) from error
+    with random_access(file.path) as source, _corruption_told(file):
+        parquet = pq.ParquetFile(source, buffer_size=_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True)
+        check_names(file, parquet.schema_arrow.names)
+        yield parquet
+
+
+class _ArrowSource(NamedTuple):
+    schema: pa.Schema
+    batches: Iterator[pa.RecordBatch]
+    new_writer: Callable[..., Any]
+    """Opens a writer of the same kind, file or stream."""
 
 
 @contextmanager
-def _arrow_file(file: InputFile) -> Iterator[tuple[pa.Schema, Iterator[pa.RecordBatch]]]:
+def _arrow_file(file: InputFile) -> Iterator[_ArrowSource]:
     """Open an Arrow file or stream; what goes wrong in it until it is closed again is a `DataError`."""
-    with random_access(file.path) as source:
-        try:
-            if _is_random_access(file):
-                reader = pa.ipc.open_file(source)
-                batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
-            else:
-                reader = pa.ipc.open_stream(source)
-                batches = iter(reader)
-            _check_names(file, reader.schema)
-            yield reader.schema, batches
-        except (pa.ArrowException, UnicodeDecodeError) as error:
-            raise _corrupt(file, error) from error
-        except OSError as error:
-            if error.errno is not None or is_remote(file.path):
-                raise
-            raise _corrupt(file, error) from error
+    with random_access(file.path) as source, _corruption_told(file):
+        is_stream = source.read(len(ARROW_MAGIC)) != ARROW_MAGIC
+        source.seek(0)
+        reader = pa.ipc.open_stream(source) if is_stream else pa.ipc.open_file(source)
+        check_names(file, reader.schema.names)
+        if is_stream:
+            yield _ArrowSource(reader.schema, iter(reader), pa.ipc.new_stream)
+        else:
+            batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
+            yield _ArrowSource(reader.schema, batches, pa.ipc.new_file)
 
 
-def _is_random_access(file: InputFile) -> bool:
-    with random_access(file.path) as source:
-        return bool(source.read(len(ARROW_MAGIC)) == ARROW_MAGIC)
-
-
-def _check_names(file: InputFile, schema: pa.Schema) -> None:
-    if len(set(schema.names)) != len(schema.names):
-        raise DataError(f"{shown(file.name)}: two columns have the same name; rename one of {listed(schema.names)}.")
+@contextmanager
+def _corruption_told(file: InputFile) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise _corrupt(file, error) from error
+    except OSError as error:
+        # Arrow reports corrupt pages as OSError, as it does a network that fails; the latter may be retried.
+        if error.errno is not None or is_remote(file.path):
+            raise
+        raise _corrupt(file, error) from error
 
 
 def _corrupt(file: InputFile, error: Exception) -> DataError:

@@ -40,20 +40,20 @@ def train(run: TrainingRun, output: StagedOutput, resources: TrainResources) -> 
     """
     import ray.train
 
-    take_failure(output)
+    _take_failure(output)
     launch = _train_in_task if resources.launcher == "task" else _train_on_gang
     with _shown_progress(run, output):
         try:
             launch(run, output, resources)
         except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
-            if failure := take_failure(output):
+            if failure := _take_failure(output):
                 raise failure from None
             last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
             raise StageFailed(
                 f"{run.label}: the training workers failed ({last}). The same command goes on from the last "
                 "checkpoint; with S2L_VERBOSE=1 it shows their output."
             ) from error
-    if failure := take_failure(output):
+    if failure := _take_failure(output):
         raise failure
 
 
@@ -147,8 +147,7 @@ def take_notice(output: StagedOutput) -> bool:
     return _take(output, NOTICE) is not None
 
 
-def take_failure(output: StagedOutput) -> S2LError | None:
-    """Return the error that ended a training worker, if one did since it was last taken."""
+def _take_failure(output: StagedOutput) -> S2LError | None:
     failure = _take(output, FAILURE)
     return None if failure is None else decode_error(failure)
 

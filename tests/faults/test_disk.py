@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import write_config
-from tests.stages.test_shared_storage import may_unshare
+from tests.conftest import may_unshare, write_config
 
 pytestmark = [
     pytest.mark.faults,

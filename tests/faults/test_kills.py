@@ -152,16 +152,14 @@ def test_second_ctrl_c_ends_at_once_and_the_same_command_goes_on(tmp_path: Path)
 
 @pytest.mark.slow
 def test_killed_sweep_goes_on_and_keeps_the_finished_trials(tmp_path: Path) -> None:
-    config, storage = (
-        write_config(
-            tmp_path,
-            target={"engine": "torch", "steps": 60},
-            evaluate={"metrics": ["loss"]},
-            select={"method": "random"},
-            resources={"finetune_target": {"launcher": "task"}},
-            sweep={"max_concurrent": 1, "parameters": {"select.budget": [50, 100], "target.seed": [0, 1]}},
-        ),
-        tmp_path / "storage",
+    storage = tmp_path / "storage"
+    config = write_config(
+        tmp_path,
+        target={"engine": "torch", "steps": 60},
+        evaluate={"metrics": ["loss"]},
+        select={"method": "random"},
+        resources={"finetune_target": {"launcher": "task"}},
+        sweep={"max_concurrent": 1, "parameters": {"select.budget": [50, 100], "target.seed": [0, 1]}},
     )
     process = subprocess.Popen(command("sweep", str(config), "--json"), stdout=subprocess.DEVNULL)
     wait_for(lambda: any(path.startswith("scores/") for path in manifests(storage)), process)
@@ -179,10 +177,8 @@ def test_killed_sweep_goes_on_and_keeps_the_finished_trials(tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_sharded_deepspeed_goes_on_with_as_many_workers_and_refuses_others_with_the_way_out(tmp_path: Path) -> None:
-    config, storage = (
-        write_config(tmp_path, target={"zero_stage": 1, "steps": 400}, select={"method": "random"}),
-        tmp_path / "storage",
-    )
+    storage = tmp_path / "storage"
+    config = write_config(tmp_path, target={"zero_stage": 1, "steps": 400}, select={"method": "random"})
     arguments = ("run", str(config), "--json", "--until", "finetune_target")
     two = ("--set", "resources.finetune_target={workers: 2, cpus: 0.5}")
     process = subprocess.Popen(command(*arguments, *two), stdout=subprocess.DEVNULL)

@@ -1,7 +1,6 @@
 """A local path as storage on two nodes: shared it passes, on a disk of a node's own it is refused."""
 
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ from ray.cluster_utils import Cluster
 
 from s2l_ray.stages import runtime
 from s2l_ray.storage import Storage
-from tests.conftest import run_s2l, write_config
+from tests.conftest import may_unshare, run_s2l, write_config
 
 JOIN_SECONDS = 120
 
@@ -26,12 +25,6 @@ def cluster() -> Iterator[Cluster]:
     yield cluster
     ray.shutdown()
     cluster.shutdown()
-
-
-def may_unshare() -> bool:
-    """Whether this user may give a process a view of its own of the file systems."""
-    tool = shutil.which("unshare")
-    return tool is not None and subprocess.run([tool, "-m", "true"], capture_output=True, check=False).returncode == 0
 
 
 def wait_for_nodes(count: int) -> None:

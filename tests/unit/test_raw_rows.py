@@ -593,3 +593,27 @@ def test_arrow_record_above_the_limit_is_a_bad_row(put, monkeypatch):
     rows = read(file)
     assert reason(rows[1][1]) == "row_too_large"
     assert [row for _, row in rows][::2] == [{"a": "x"}, {"a": "z"}]
+
+
+@pytest.mark.parametrize("new", [pa.ipc.new_file, pa.ipc.new_stream])
+def test_arrow_whose_dictionary_grows_is_copied(put, new):
+    sink = io.BytesIO()
+    batches = [pa.record_batch({"label": pa.array(labels).dictionary_encode()}) for labels in (["a"], ["a", "b"])]
+    with new(sink, batches[0].schema, options=pa.ipc.IpcWriteOptions(emit_dictionary_deltas=True)) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+    again = put(copied(put(sink.getvalue(), "rows.arrow"), [0, 2]), "again.arrow")
+    assert [row["label"] for _, row in read(again)] == ["a", "b"]
+
+
+def test_arrow_copy_leaves_an_error_of_the_sink_as_it_is(put):
+    class Full(io.RawIOBase):
+        def writable(self):
+            return True
+
+        def write(self, data):
+            raise OSError("full")
+
+    file = put(arrow_bytes(pa.table({"a": ["x"]}), pa.ipc.new_stream), "rows.arrow")
+    with pytest.raises(OSError, match="full"):
+        copy_rows(file, [0], Full())
