@@ -14,6 +14,7 @@ import psutil
 
 RAY = str(Path(sys.executable).parent / "ray")
 STORE = 100 * 2**20
+ATTEMPTS = 3
 NOTICE = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "12"}
 """Seconds between a SIGTERM and the end of a node."""
 
@@ -66,6 +67,15 @@ class Nodes:
         return [member for member, title in titles.items() if title.startswith("ray::") and "Agent" not in title]
 
     def _start(self, *arguments: str) -> "subprocess.Popen[bytes]":
+        """Start a node. `ray start` gives up after half a minute, which a busy machine may need: try again."""
+        said = b""
+        for _ in range(ATTEMPTS):
+            process, said = self._try_to_start(*arguments)
+            if process.poll() is None:
+                return process
+        raise AssertionError(f"ray start ended {ATTEMPTS} times: {said.decode(errors='replace')}")
+
+    def _try_to_start(self, *arguments: str) -> "tuple[subprocess.Popen[bytes], bytes]":
         started = [RAY, "start", *arguments, f"--object-store-memory={STORE}", "--disable-usage-stats", "--block"]
         process = subprocess.Popen(
             started,
@@ -80,9 +90,11 @@ class Nodes:
         said = b""
         while b"--block" not in said:
             line = process.stdout.readline()
-            assert line, f"ray start ended: {said.decode(errors='replace')}"
+            if not line:
+                process.wait()
+                break
             said += line
-        return process
+        return process, said
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
