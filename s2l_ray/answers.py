@@ -4,12 +4,13 @@ Legend: B batch, L tokens.
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from s2l_ray.tokens import TokenRows
+from s2l_ray.token_rows import TokenRows
 
 if TYPE_CHECKING:
     import torch
@@ -33,10 +34,10 @@ def generate_greedily(
     *,
     max_new_tokens: int,
     batch_tokens: int,
-    eos_id: int,
+    stop_ids: Sequence[int],
     device: "torch.device",
 ) -> list[list[int]]:
-    """Return the most likely continuation of every prompt, up to the end-of-sequence token, which is left out.
+    """Return the most likely continuation of every prompt, up to the first of `stop_ids`, which is left out.
 
     Prompts of equal length share a batch, so that nothing is padded and no mask is needed. Dropout is off: the model
     is put into evaluation mode.
@@ -53,27 +54,30 @@ def generate_greedily(
             if room < 1:
                 continue
             input_ids_BL = torch.from_numpy(np.stack([prompts[p] for p in positions]).astype(np.int64)).to(device)
-            for position, ids in zip(positions, _greedy(model, input_ids_BL, room, eos_id), strict=True):
+            for position, ids in zip(positions, _greedy(model, input_ids_BL, room, stop_ids), strict=True):
                 answers[position] = ids
     return answers
 
 
-def _greedy(model: "PreTrainedModel", input_ids_BL: "torch.Tensor", room: int, eos_id: int) -> list[list[int]]:
+def _greedy(
+    model: "PreTrainedModel", input_ids_BL: "torch.Tensor", room: int, stop_ids: Sequence[int]
+) -> list[list[int]]:
     import torch
 
     cache, fed, new, open_B = None, input_ids_BL, [], None
+    stops = torch.tensor(list(stop_ids), device=input_ids_BL.device)
     for _ in range(room):
         output = model(input_ids=fed, past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache = output.past_key_values
         token_B = output.logits[:, -1].argmax(dim=-1)
         new.append(token_B)
-        ended_B = token_B == eos_id
+        ended_B = torch.isin(token_B, stops)
         open_B = ~ended_B if open_B is None else open_B & ~ended_B
         if not bool(open_B.any()):
             break
         fed = token_B[:, None]
     rows = torch.stack(new, dim=1).tolist()
-    return [row[: row.index(eos_id)] if eos_id in row else row for row in rows]
+    return [list(takewhile(lambda token: token not in stop_ids, row)) for row in rows]
 
 
 def _equal_length_batches(lengths: Sequence[int], batch_tokens: int, new_tokens: int) -> Iterator[list[int]]:

@@ -46,6 +46,11 @@ class Section(BaseModel):
         return value
 
 
+TemplateName = Literal["alpaca", "plain", "chat"]
+ModelKey = Literal["proxy", "target"]
+"""The sections that describe a model."""
+
+
 class SyntheticCorpus(Section):
     """The embedded corpus of table skills, in place of `path`."""
 
@@ -81,7 +86,7 @@ class ExamplesConfig(Section):
     """File, folder or glob, or a list of `{path, source}`."""
     synthetic: SyntheticCorpus | None = None
     """The embedded corpus instead of `path`."""
-    format: Literal["auto", "alpaca", "prompt_completion", "messages", "question_answer"] = "auto"
+    format: Literal["auto", "alpaca", "prompt_completion", "messages", "sharegpt", "question_answer", "text"] = "auto"
     """How a row is laid out; `auto` decides by its columns."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Our name -> the data's column, e.g. `{instruction: task, output: solution, source: origin, id: uid}`."""
@@ -105,12 +110,18 @@ class TokensConfig(Section):
 
     max_tokens: int = Field(512, ge=2)
     """Longest example [tokens]; what exceeds it is cut from the end."""
-    template: Literal["alpaca", "plain"] = "alpaca"
-    """Text around prompt and response."""
+    template: TemplateName = "alpaca"
+    """Text around prompt and response; `chat` is the tokenizer's own chat template."""
+    proxy_template: TemplateName | None = None
+    """The proxy's, where it differs: a base model has no chat template."""
     tokenizer: Literal["byte_bpe", "word_level"] = "byte_bpe"
     """Tokenizer to train where a model is built from a config; a pretrained model brings its own."""
     vocab_size: int = Field(4096, ge=16)
     """Upper limit of a trained tokenizer's vocabulary [tokens]."""
+
+    def template_of(self, key: ModelKey) -> TemplateName:
+        """Return the template of a section's model."""
+        return self.proxy_template or self.template if key == "proxy" else self.template
 
 
 class FreshModel(Section):
@@ -490,6 +501,17 @@ class Config(Section):
             select = select.model_copy(update={"quota_exponent": 0.0})
         for name, section in (("cluster", cluster), ("select", select), ("target", target)):
             object.__setattr__(self, name, section)
+        return self
+
+    @model_validator(mode="after")
+    def _chat_needs_a_tokenizer_that_has_one(self) -> "Config":
+        models: tuple[tuple[ModelKey, ModelConfig], ...] = (("proxy", self.proxy), ("target", self.target))
+        for key, section in models:
+            if self.tokens.template_of(key) == "chat" and isinstance(section.model, FreshModel):
+                raise ValueError(
+                    f"tokens.template is chat for {key}.model, but a model with random weights has a tokenizer without "
+                    "a chat template; use alpaca or plain"
+                )
         return self
 
     @model_validator(mode="after")

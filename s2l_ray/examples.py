@@ -1,7 +1,7 @@
 """Rows of any supported layout -> examples.
 
-An example is a list of turns: who speaks (`system`, `user`, `input`, `assistant`, `tool`) and what. `layouts` settles
-which columns hold them; `read_examples` streams a file. A row that is no example becomes a `RejectedRow`, so that
+An example is a list of turns: who speaks, and what. `layouts` settles which columns hold them, `turns` takes them out
+of a row; `read_examples` streams a file. A row that is no example becomes a `RejectedRow`, so that
 rows in = examples + rejected rows. Texts are never changed: an example holds them to the byte.
 
 Shape suffix: N examples.
@@ -11,7 +11,6 @@ import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,22 +19,15 @@ import pyarrow.compute as pc
 
 from s2l_ray import schemas
 from s2l_ray.errors import DataError
-from s2l_ray.formats.row import BadRow, Row, kind_of
-from s2l_ray.input_files import InputFile, Warn, listed, shown
+from s2l_ray.formats.row import BadRow, Row
+from s2l_ray.input_files import InputFile, Warn, shown
 from s2l_ray.layouts import REQUIRED, RESERVED, Layout, check_columns, check_reserved
 from s2l_ray.raw_rows import columns_of, read_rows
+from s2l_ray.turns import Turn, UnusableRowError, bad_type, turns_of
 
-_ROLES = {name: name for name in ("system", "user", "assistant", "tool")} | {"human": "user", "gpt": "assistant"}
 _TRUTHS = {"true": True, "false": False, "": None}
 _ROW_BITS = 40
 _HELD_OUT_SALT = 0x5332_4C5F_4845_4C44  # any constant; it only has to stay as it is
-
-
-class Turn(NamedTuple):
-    """One turn of an example."""
-
-    role: str
-    content: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +83,7 @@ def read_examples(
         else:
             try:
                 item = _example(file, layout, number, row)
-            except _UnusableError as error:
+            except UnusableRowError as error:
                 item = RejectedRow(file.name, number, str(error))
         yield item
 
@@ -188,19 +180,15 @@ def find_duplicate_user_ids(user_id_columns: Iterable[pa.ChunkedArray], limit: i
     return ids
 
 
-class _UnusableError(Exception):
-    """A row that is no example; the text is the reason."""
-
-
 def _example(file: InputFile, layout: Layout, number: int, row: Row) -> Example:
     columns = layout.columns
     if not RESERVED.isdisjoint(row):
         check_reserved(file, row)
-    turns = _chat_turns(row, columns["messages"]) if layout.name == "messages" else _plain_turns(row, layout)
+    turns = turns_of(row, layout)
     try:
         hashed = content_hash(turns)
     except UnicodeEncodeError as error:
-        raise _UnusableError("lone_surrogate: a text holds half of a surrogate pair; it is no Unicode") from error
+        raise UnusableRowError("lone_surrogate: a text holds half of a surrogate pair; it is no Unicode") from error
     user_id = _label(row, columns["id"]) if "id" in columns else None
     if user_id is None and "id" in columns:
         raise DataError(
@@ -220,39 +208,12 @@ def _example(file: InputFile, layout: Layout, number: int, row: Row) -> Example:
     )
 
 
-def _plain_turns(row: Row, layout: Layout) -> tuple[Turn, ...]:
-    prompt, response = (layout.columns[our] for our in REQUIRED[layout.name])
-    turns = [Turn("user", _text(row, prompt))]
-    if "input" in layout.columns and row.get(layout.columns["input"]) is not None:
-        more = _text(row, layout.columns["input"])
-        if more:
-            turns.append(Turn("input", more))
-    answer = _text(row, response)
-    if not answer or answer.isspace():
-        raise _UnusableError(f"blank_output: column `{shown(response)}` has no text")
-    turns.append(Turn("assistant", answer))
-    return tuple(turns)
-
-
-def _text(row: Row, column: str) -> str:
-    value = row.get(column)
-    if isinstance(value, str):
-        return value
-    if column not in row:
-        raise _UnusableError(f"missing_column: `{shown(column)}` is not among {listed(list(row), 8)}")
-    raise _bad_type(column, value, "text")
-
-
-def _bad_type(column: str, value: object, expected: str) -> _UnusableError:
-    return _UnusableError(f"wrong_type: column `{shown(column)}` holds {kind_of(value)}, expected {expected}")
-
-
 def _truth(row: Row, column: str) -> bool | None:
     value = row.get(column)
     if isinstance(value, str) and value.casefold() in _TRUTHS:  # CSV knows only text
         return _TRUTHS[value.casefold()]
     if value is not None and not isinstance(value, bool):
-        raise _bad_type(column, value, "true or false")
+        raise bad_type(column, value, "true or false")
     return value
 
 
@@ -264,42 +225,12 @@ def _label(row: Row, column: str) -> str | None:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):
-        raise _bad_type(column, value, "text or a whole number")
+        raise bad_type(column, value, "text or a whole number")
     if not value.isascii():
         try:
             value.encode()
         except UnicodeEncodeError as error:
-            raise _UnusableError(f"lone_surrogate: column `{shown(column)}` holds half of a surrogate pair") from error
+            raise UnusableRowError(
+                f"lone_surrogate: column `{shown(column)}` holds half of a surrogate pair"
+            ) from error
     return value
-
-
-def _chat_turns(row: Row, column: str) -> tuple[Turn, ...]:
-    messages = row.get(column)
-    if column not in row:
-        raise _UnusableError(f"missing_column: `{shown(column)}` is not among {listed(list(row), 8)}")
-    if not isinstance(messages, list):
-        raise _bad_type(column, messages, "a list of turns")
-    if not messages:
-        raise _UnusableError(f"empty_messages: column `{shown(column)}` is an empty list")
-    turns = tuple(_chat_turn(number, message) for number, message in enumerate(messages, start=1))
-    if not any(turn.role == "assistant" for turn in turns):
-        raise _UnusableError(f"no_assistant_turn: the roles are {', '.join(turn.role for turn in turns[:8])}")
-    return turns
-
-
-def _chat_turn(number: int, message: object) -> Turn:
-    if not isinstance(message, dict):
-        raise _UnusableError(f"bad_turn: turn {number} is {kind_of(message)}, expected {{role, content}}")
-    # Parquet gives every turn all keys, null where a turn has none, so a key that is there says nothing.
-    is_sharegpt = message.get("role") is None and message.get("from") is not None
-    role_key, text_key = ("from", "value") if is_sharegpt else ("role", "content")
-    role, content = message.get(role_key), message.get(text_key)
-    if not isinstance(role, str) or role not in _ROLES:
-        found = f"`{shown(role)}`" if isinstance(role, str) else kind_of(role)
-        raise _UnusableError(f"bad_role: turn {number} has the role {found}, expected one of {', '.join(_ROLES)}")
-    if not isinstance(content, str):
-        what = "a list of parts" if isinstance(content, list) else kind_of(content)
-        raise _UnusableError(f"bad_turn: the {text_key} of turn {number} is {what}, expected text")
-    if _ROLES[role] == "assistant" and (not content or content.isspace()):
-        raise _UnusableError(f"blank_output: turn {number} (assistant) has no text")
-    return Turn(_ROLES[role], content)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from s2l_ray.errors import ConfigError, DataError
 from s2l_ray.losses import response_loss_module, to_tensors
-from s2l_ray.tokens import TokenRows
+from s2l_ray.token_rows import TokenRows
 
 if TYPE_CHECKING:
     import torch

@@ -19,7 +19,7 @@ from s2l_ray.storage import Storage
 STAGES = {
     "prepare_examples": 2,
     "measure_overlap": 1,
-    "prepare_tokenizer": 1,
+    "prepare_tokenizer": 2,
     "tokenize_examples": 2,
     "train_proxy": 1,
     "score_examples": 1,

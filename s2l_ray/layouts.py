@@ -1,11 +1,13 @@
 """The layout of the rows: which columns hold the texts of an example, and what the data calls them.
 
-Four layouts are known, by the columns that they need:
+The layouts that are known, by the columns that they need, and in brackets those that they may have:
 
-    alpaca             instruction, output, and `input` where it is not empty
-    prompt_completion  prompt, completion
-    question_answer    question, answer
-    messages           messages: a list of {role, content}, or of {from, value} as ShareGPT writes them
+    alpaca             instruction, output [input, system, history: a list of (question, answer)]
+    prompt_completion  prompt, completion [system]
+    question_answer    question, answer [system]
+    messages           messages: a list of {role, content} or {from, value} [system, tools]
+    sharegpt           conversations: the same
+    text               text, all of which is learned; only where no other layout fits
 
 Any may have an `id` and the labels `source`, `skill`, `is_wrong`.
 """
@@ -21,7 +23,7 @@ from s2l_ray.formats.row import BadRow
 from s2l_ray.input_files import InputFile, listed, shown
 from s2l_ray.raw_rows import read_rows
 
-LayoutName = Literal["alpaca", "prompt_completion", "messages", "question_answer"]
+LayoutName = Literal["alpaca", "prompt_completion", "messages", "sharegpt", "question_answer", "text"]
 
 RESERVED = frozenset({"example_id", "content_hash", "input_file", "input_row"})
 """Columns that the data may not have: ours of the same name would hide them."""
@@ -33,10 +35,21 @@ REQUIRED: Mapping[LayoutName, tuple[str, ...]] = {
     "alpaca": ("instruction", "output"),
     "prompt_completion": ("prompt", "completion"),
     "messages": ("messages",),
+    "sharegpt": ("conversations",),
     "question_answer": ("question", "answer"),
+    "text": ("text",),
+}
+OPTIONAL: Mapping[LayoutName, tuple[str, ...]] = {
+    "alpaca": ("input", "system", "history"),
+    "prompt_completion": ("system",),
+    "messages": ("system", "tools"),
+    "sharegpt": ("system", "tools"),
+    "question_answer": ("system",),
+    "text": (),
 }
 LABELS = ("source", "skill", "is_wrong")
-_OUR_NAMES = (*itertools.chain.from_iterable(REQUIRED.values()), "input", "id", *LABELS)
+_TEXTS = tuple(dict.fromkeys(itertools.chain(*REQUIRED.values(), *OPTIONAL.values())))
+_OUR_NAMES = (*_TEXTS, "id", *LABELS)
 
 
 @dataclass(frozen=True)
@@ -74,9 +87,7 @@ def detect_layout(files: Sequence[InputFile], layout: str, columns: Mapping[str,
     for file, found in peeked:
         check_reserved(file, found)
     name = _choose(candidates, columns, *peeked[0], section)
-    ours = {our: columns.get(our, our) for our in (*REQUIRED[name], *LABELS)}
-    if name == "alpaca":
-        ours["input"] = columns.get("input", "input")
+    ours = {our: columns.get(our, our) for our in (*REQUIRED[name], *OPTIONAL[name], *LABELS)}
     if "id" in columns or all("id" in found for _, found in peeked):
         ours["id"] = columns.get("id", "id")
     for file, found in peeked:
@@ -112,7 +123,7 @@ def _candidates(layout: str, columns: Mapping[str, str], section: str) -> tuple[
 
 
 def _texts(name: LayoutName) -> set[str]:
-    return {*REQUIRED[name], "input"} if name == "alpaca" else set(REQUIRED[name])
+    return {*REQUIRED[name], *OPTIONAL[name]}
 
 
 def _by_source(files: Sequence[InputFile]) -> list[list[InputFile]]:
@@ -160,6 +171,8 @@ def _choose(
     if len(candidates) == 1:
         return candidates[0]
     fitting = [name for name in candidates if all(columns.get(our, our) in found for our in REQUIRED[name])]
+    if len(fitting) > 1:  # many data sets carry the whole example as `text` beside its parts
+        fitting = [name for name in fitting if name != "text"]
     if len(fitting) == 1:
         return fitting[0]
     expected = " or ".join(" + ".join(REQUIRED[name]) for name in fitting or candidates)

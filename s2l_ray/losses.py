@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from s2l_ray.tokens import Batch, TokenRows
+from s2l_ray.token_rows import Batch, TokenRows
 
 if TYPE_CHECKING:
     import torch

@@ -5,38 +5,31 @@ node that comes before their first difference.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeVar
 
-from s2l_ray.artifacts import Artifact
-from s2l_ray.config import (
-    ClusterConfig,
-    Config,
-    EvaluateConfig,
-    ExamplesConfig,
-    ModelConfig,
-    ProxyConfig,
-    ReportConfig,
-    Section,
-    SelectConfig,
-    TargetConfig,
-    TokensConfig,
-    derive_seed,
-)
+from s2l_ray.config import Config, ModelConfig, ModelKey, Section, derive_seed
 from s2l_ray.digests import OutsideFile, model_files
-from s2l_ray.errors import ConfigError, DataError
 from s2l_ray.experiment import Experiment
 from s2l_ray.graph import STAGES, Check, Node, Outside, Pipeline
 from s2l_ray.input_files import InputFile
 from s2l_ray.inputs import find_inputs
 from s2l_ray.models import is_pretrained, pinned, pretrained_folder
+from s2l_ray.needs import CLUSTERED, Needs
+from s2l_ray.stage_settings import (
+    DiagnoseSettings,
+    EvaluateSettings,
+    PrepareSettings,
+    ProxySettings,
+    ReportSettings,
+    SelectSettings,
+    TargetSettings,
+    TokenizerSettings,
+    TokenizeSettings,
+)
 
 ModelT = TypeVar("ModelT", bound=ModelConfig)
 
-CLUSTERED = ("paper", "official", "guarded", "embedding_kmeans")
-"""The selectors that need clusters."""
 SCORED = ("least_confidence", "middle_perplexity", "high_learnability", "curriculum")
 """The selectors that read the losses themselves."""
 NOT_IN_BYTES = ("path", "on_bad_row", "max_rejected", "decontaminate")
@@ -56,87 +49,6 @@ REPORTED = (
     "diagnostics",
 )
 """What the report reads of an arm."""
-BY_SOURCE = ("official", "random_per_source")
-"""The selectors that divide the budget by source."""
-
-
-@dataclass(frozen=True)
-class PrepareSettings:
-    """What `prepare_examples` is to do."""
-
-    examples: ExamplesConfig
-    files: tuple[InputFile, ...]
-    part: str
-    """`train`, `held_out` (by hash), `eval` (the generator's held-out rows), or `all`."""
-    held_out: float
-    """Share of the rows that is held out by hash."""
-    synthetic_seed: int
-    key: str
-    """Config section, for messages."""
-
-
-@dataclass(frozen=True)
-class TokenizerSettings:
-    """What `prepare_tokenizer` is to do: take a pretrained model's, or train one."""
-
-    tokens: TokensConfig
-    pretrained: ModelConfig | None
-    key: str
-
-
-@dataclass(frozen=True)
-class ProxySettings:
-    """A training run of the proxy."""
-
-    model: ProxyConfig
-    max_tokens: int
-
-
-@dataclass(frozen=True)
-class TargetSettings:
-    """A training run of the target."""
-
-    model: TargetConfig
-    max_tokens: int
-
-
-@dataclass(frozen=True)
-class SelectSettings:
-    """What `select_subset` is to do, and where the raw rows are."""
-
-    select: SelectConfig
-    files: tuple[InputFile, ...]
-
-
-@dataclass(frozen=True)
-class EvaluateSettings:
-    """What `evaluate_target` is to do."""
-
-    evaluate: EvaluateConfig
-    precision: str
-
-
-@dataclass(frozen=True)
-class DiagnoseSettings:
-    """What `diagnose_selection` is to do."""
-
-    sample: int
-    """Rows whose gradients are computed."""
-    cluster: ClusterConfig
-    target_precision: str
-
-
-@dataclass(frozen=True)
-class ReportSettings:
-    """What `write_report` is to do."""
-
-    report: ReportConfig
-    arms: Mapping[str, Config]
-    name: str
-    text: str
-    """The experiment as a file that would run again."""
-
-
 InputListing = dict[Any, tuple[InputFile, ...]]
 """Config path of an input -> the files that were found there."""
 
@@ -172,7 +84,7 @@ def build_pipeline(experiment: Experiment, files: InputListing | None = None, *,
                 compared[f"{name}/{arm}"] = node
             if name in REPORTED:
                 reported[f"{name}/{arm}"] = node
-            if name in ("examples", "proxy_tokens"):
+            if name in ("examples", "proxy_tokens", "target_tokens"):
                 checks.setdefault(node.key, []).append(Needs(config))
     comparison = Node(
         artifact="comparison",
@@ -190,68 +102,6 @@ def build_pipeline(experiment: Experiment, files: InputListing | None = None, *,
         {key: tuple(arms) for key, arms in arms_of.items() if len(arms) < len(experiment.arms)},
         {key: tuple(found) for key, found in checks.items()},
     )
-
-
-def check_rejected(examples: ExamplesConfig, rows_rejected: int, rows_in: int) -> None:
-    """Refuse more bad rows than the config allows.
-
-    Raises:
-        DataError: any, where `on_bad_row` is `error`; else a larger share than `max_rejected`.
-    """
-    if rows_rejected and examples.on_bad_row == "error":
-        raise DataError(
-            f"{rows_rejected} of {rows_in} rows are bad and were set aside by an earlier run; this one has "
-            "`examples.on_bad_row: error`. Mend the data, or set `reject`."
-        )
-    # As it is written: in floats 29 of 100 rows are more than 0.29.
-    if rows_rejected > Fraction(str(examples.max_rejected)) * rows_in:
-        raise DataError(
-            f"{rows_rejected} of {rows_in} rows are bad, more than examples.max_rejected = "
-            f"{examples.max_rejected:g} allows. Mend the data, or raise the limit."
-        )
-
-
-@dataclass(frozen=True)
-class Needs:
-    """What one arm needs of the rows, said as soon as they are counted and not after hours of training."""
-
-    config: Config
-
-    def __call__(self, artifact: Artifact) -> None:
-        """Check the summary of `examples` or of the proxy's `tokens`.
-
-        Raises:
-            ConfigError: a number does not fit the rows, or rows lack the source that the config divides them by.
-        """
-        if artifact.manifest.artifact == "examples":
-            # The rows that are kept are the same for every tolerance; they may come from a run that had a greater one.
-            check_rejected(self.config.examples, artifact.summary["rows_rejected"], artifact.summary["rows_in"])
-            self._check_sources(artifact.summary["rows_per_source"])
-        else:
-            self._check_numbers(artifact.summary["rows_kept"])
-
-    def _check_sources(self, rows_per_source: Mapping[str, int]) -> None:
-        select, cluster = self.config.select, self.config.cluster
-        # `guarded` takes rows without a source for one more.
-        asks = select.method in CLUSTERED and select.method != "guarded" and cluster.stratify_by == "source"
-        by_source = select.method in BY_SOURCE or asks
-        if by_source and rows_per_source.get("", 0):
-            asked = f"select.method: {select.method}" if select.method in BY_SOURCE else "cluster.stratify_by: source"
-            raise ConfigError(
-                f"`{asked}` divides the rows by source, but {rows_per_source['']} rows have none. Name the column "
-                "with `examples.columns: {source: ...}`, or choose another method."
-            )
-
-    def _check_numbers(self, n_rows: int) -> None:
-        from s2l_ray.sampling import parse_budget, rows_in_budget
-
-        select, cluster = self.config.select, self.config.cluster
-        whole = cluster.stratify_by is None and cluster.n_clusters_per == "stratum"
-        if select.method in CLUSTERED and whole and cluster.n_clusters > n_rows:
-            raise ConfigError(f"cluster.n_clusters is {cluster.n_clusters}, but there are {n_rows} examples. Lower it.")
-        budget = parse_budget(select.budget)
-        if select.method != "full" and budget.kind != "tokens":
-            rows_in_budget(budget, n_rows)
 
 
 def _settled(config: Config) -> Config:
@@ -299,10 +149,11 @@ def _arm_nodes(config: Config, files: Mapping[Any, tuple[InputFile, ...]]) -> di
         inputs={"examples": examples, "eval_examples": eval_examples},
     )
     drops = config.examples.decontaminate == "drop"
-    for key, model in (("proxy", config.proxy), ("target", config.target)):
+    models: tuple[tuple[ModelKey, ModelConfig], ...] = (("proxy", config.proxy), ("target", config.target))
+    for key, model in models:
         nodes[f"{key}_tokenizer"] = tokenizer = _tokenizer_node(config, key, model, examples)
-        nodes[f"{key}_tokens"] = _tokens_node(config, examples, tokenizer, overlap if drops else None)
-    nodes["eval_tokens"] = _tokens_node(config, eval_examples, nodes["target_tokenizer"])
+        nodes[f"{key}_tokens"] = _tokens_node(config, key, examples, tokenizer, overlap if drops else None)
+    nodes["eval_tokens"] = _tokens_node(config, "target", eval_examples, nodes["target_tokenizer"])
     selecting = {"examples": examples, "proxy_tokens": nodes["proxy_tokens"], "target_tokens": nodes["target_tokens"]}
     method = config.select.method
     if method in CLUSTERED or method in SCORED or method == "facility_location":
@@ -458,26 +309,28 @@ def _eval_examples_node(config: Config, files: Mapping[Any, tuple[InputFile, ...
     )
 
 
-def _tokenizer_node(config: Config, key: str, model: ModelConfig, examples: Node) -> Node:
+def _tokenizer_node(config: Config, key: ModelKey, model: ModelConfig, examples: Node) -> Node:
     pretrained = is_pretrained(model)
+    template = config.tokens.template_of(key)
     # Two fresh models share one tokenizer; a pretrained one brings its own, whatever `tokens` says of training.
-    settings = {} if pretrained else _settings(config.tokens)
+    trained = {**_settings(config.tokens, without=("proxy_template",)), "template": template}
     return Node(
         artifact="tokenizer",
         stage="prepare_tokenizer",
-        config=TokenizerSettings(config.tokens, model if pretrained else None, key),
-        settings=settings,
+        config=TokenizerSettings(config.tokens, template, model if pretrained else None, key),
+        settings={} if pretrained else trained,
         inputs={} if pretrained else {"examples": examples},
         outside=_model_outside(model, key),
     )
 
 
-def _tokens_node(config: Config, examples: Node, tokenizer: Node, overlap: Node | None = None) -> Node:
+def _tokens_node(config: Config, key: ModelKey, examples: Node, tokenizer: Node, overlap: Node | None = None) -> Node:
+    template = config.tokens.template_of(key)
     return Node(
         artifact="tokens",
         stage="tokenize_examples",
-        config=config.tokens,
-        settings={"max_tokens": config.tokens.max_tokens, "template": config.tokens.template},
+        config=TokenizeSettings(config.tokens.max_tokens, template, config.examples),
+        settings={"max_tokens": config.tokens.max_tokens, "template": template},
         inputs={"examples": examples, "tokenizer": tokenizer} | ({"overlap": overlap} if overlap else {}),
     )
 

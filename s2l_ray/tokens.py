@@ -1,29 +1,30 @@
-"""From examples to token ids: tokenizers, templates, response spans, truncation, batches.
+"""From examples to token ids: tokenizers, templates, response spans, truncation.
 
 The tokenizer of a stage is a folder with `tokenizer.json`, read by the `tokenizers` library alone, so that
-tokenizing needs neither torch nor transformers. Prompt and response are encoded apart: the border between them is
-exact, and text in the data that looks like a special token stays text.
-Legend: N examples, B batch, L tokens.
+tokenizing needs neither torch nor transformers. With the templates of this module prompt and response are encoded
+apart: the border between them is exact. What a `ChatTemplate` wrote is encoded whole, as its model will meet it.
+Either way, text in the data that looks like a special token stays text.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import takewhile
+from functools import cached_property, lru_cache
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from s2l_ray import schemas
 from s2l_ray.artifacts import Artifact
-from s2l_ray.errors import ArtifactError, ConfigError
+from s2l_ray.chat_template import Chat
+from s2l_ray.errors import ConfigError
+from s2l_ray.turns import LEARNED
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer
 
 PAD, EOS, UNK = "<|pad|>", "<|endoftext|>", "<|unknown|>"
 
@@ -35,6 +36,7 @@ ALPACA_PREAMBLE = {
 }
 """The prompt of Stanford Alpaca, which the released S2L configs use; by whether the example has an input."""
 
+_HEADINGS = {"user": "Instruction", "input": "Input", "tools": "Tools", "tool": "Tool"}
 NO_RESPONSE = "no_response_tokens"
 
 
@@ -50,10 +52,12 @@ def render(turns: Sequence[tuple[str, str]], template: Literal["alpaca", "plain"
     """Lay out the turns of an example as text.
 
     Args:
-        turns: (role, content) with roles system, user, input, assistant, tool.
+        turns: (role, content) with the roles of `turns`.
         template: `alpaca`, or `plain`: prompt, then `Answer:`, then the response.
     """
     alpaca = template == "alpaca"
+    if any(role == "text" for role, _ in turns):
+        return [Segment(content, is_response=True) for _, content in turns]
     segments: list[Segment] = []
     prompt = ""
     system = next((content for role, content in turns if role == "system"), None)
@@ -62,13 +66,12 @@ def render(turns: Sequence[tuple[str, str]], template: Literal["alpaca", "plain"
     elif alpaca:
         prompt = ALPACA_PREAMBLE[any(role == "input" for role, _ in turns)]
     for role, content in turns:
-        if role == "assistant":
+        if role in LEARNED:
             segments.append(Segment(prompt + ("### Response:" if alpaca else "Answer: "), is_response=False))
             segments.append(Segment(content, is_response=True))
             prompt = "\n\n" if alpaca else "\n"
         elif role != "system":
-            heading = {"user": "### Instruction:\n", "input": "### Input:\n", "tool": "### Tool:\n"}[role]
-            prompt += f"{heading}{content}\n\n" if alpaca else f"{content}\n"
+            prompt += f"### {_HEADINGS[role]}:\n{content}\n\n" if alpaca else f"{content}\n"
     return segments
 
 
@@ -141,6 +144,10 @@ class TokenizedExample:
         return sum(self.response_stop) - sum(self.response_start)
 
 
+NOTHING = TokenizedExample([], [], [], truncated=False)
+"""In place of an example that could not be laid out."""
+
+
 class ExampleTokenizer:
     """A tokenizer folder, opened: encodes examples and decodes answers."""
 
@@ -154,9 +161,9 @@ class ExampleTokenizer:
                 "Convert it with `AutoTokenizer.from_pretrained(...).save_pretrained(...)`."
             )
         self._tokenizer = Tokenizer.from_file(str(file))
-        self._tokenizer.encode_special_tokens = True
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        self._take_as_text(True)
         settings_file = folder / "tokenizer_config.json"
         settings = json.loads(settings_file.read_text(encoding="utf-8")) if settings_file.exists() else {}
         self.eos_id = self._id_of(settings.get("eos_token"))
@@ -179,6 +186,27 @@ class ExampleTokenizer:
         encoded = self._tokenizer.encode("a")
         added = zip(encoded.ids, encoded.special_tokens_mask, strict=True)
         return [token for token, _ in takewhile(lambda pair: pair[1] == 1, added)]
+
+    @cached_property
+    def _ends_are_free(self) -> bool:
+        """Whether a text may be encoded in parts; some tokenizers put a space before whatever they are given."""
+        whole, *parts = self._tokenizer.encode_batch(["\na", "\n", "a"], add_special_tokens=False)
+        return bool(whole.ids == [token for part in parts for token in part.ids])
+
+    def _take_as_text(self, as_text: bool) -> None:
+        """Say whether the name of a special token is text, or that token."""
+        self._tokenizer.encode_special_tokens = as_text
+
+    def token_id(self, token: str) -> int:
+        """Return the id of a token.
+
+        Raises:
+            ConfigError: the vocabulary has no such token.
+        """
+        found = self._id_of(token)
+        if found is None:
+            raise ConfigError(f"the tokenizer's chat template writes {token!r}, which its vocabulary lacks.")
+        return found
 
     @property
     def vocab_size(self) -> int:
@@ -208,17 +236,65 @@ class ExampleTokenizer:
                 input_ids.append(self.eos_id)
                 # The first token of all has nothing before it that could predict it.
                 spans.append((max(start, 1), len(input_ids)))
-        kept = [(start, min(stop, max_tokens)) for start, stop in spans if start < min(stop, max_tokens)]
-        return TokenizedExample(
-            input_ids=input_ids[:max_tokens],
-            response_start=[start for start, _ in kept],
-            response_stop=[stop for _, stop in kept],
-            truncated=len(input_ids) > max_tokens,
-        )
+        return _cut(input_ids, spans, max_tokens)
+
+    def tokenize_chats(self, chats: Sequence[Chat], max_tokens: int) -> list[TokenizedExample]:
+        """Encode conversations as their template wrote them.
+
+        A token counts as part of an answer where it holds a character of it. What a model that generates would be
+        given is encoded by itself, as it will be then.
+        """
+        cuts = [_parts(chat, self._ends_are_free) for chat in chats]
+        encoded = {}
+        for as_text in (False, True):
+            parts = [part for cut in cuts for part, is_data in cut if is_data == as_text]
+            self._take_as_text(as_text)
+            encoded[as_text] = iter(self._tokenizer.encode_batch(parts, add_special_tokens=False))
+        self._take_as_text(True)
+        return [
+            self._with_answers(chat, [(part, next(encoded[is_data])) for part, is_data in cut], max_tokens)
+            for chat, cut in zip(chats, cuts, strict=True)
+        ]
+
+    def _with_answers(self, chat: Chat, parts: list[tuple[str, "Encoding"]], max_tokens: int) -> TokenizedExample:
+        input_ids: list[int] = []
+        begins: list[int] = []
+        ends: list[int] = []
+        offset = 0
+        for text, encoding in parts:
+            input_ids.extend(encoding.ids)
+            begins.extend(offset + begin for begin, _ in encoding.offsets)
+            ends.extend(offset + end for _, end in encoding.offsets)
+            offset += len(text)
+        spans = [(max(bisect_right(ends, start), 1), bisect_left(begins, stop)) for start, stop in chat.answers]
+        if not chat.ended:
+            assert self.eos_id is not None
+            input_ids.append(self.eos_id)
+            spans[-1] = (spans[-1][0], len(input_ids))
+        return _cut(input_ids, spans, max_tokens)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of token ids, special tokens left out."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+def _cut(input_ids: list[int], spans: Sequence[tuple[int, int]], max_tokens: int) -> TokenizedExample:
+    kept = [(start, min(stop, max_tokens)) for start, stop in spans if start < min(stop, max_tokens)]
+    return TokenizedExample(
+        input_ids=input_ids[:max_tokens],
+        response_start=[start for start, _ in kept],
+        response_stop=[stop for _, stop in kept],
+        truncated=len(input_ids) > max_tokens,
+    )
+
+
+def _parts(chat: Chat, cut_before_answers: bool) -> list[tuple[str, bool]]:
+    """Cut a conversation into what is read as it stands and names of special tokens that are data (True)."""
+    data = dict(chat.data)
+    borders = {0, len(chat.text), *(border for span in chat.data for border in span)}
+    if cut_before_answers:
+        borders.update(chat.invited)
+    return [(chat.text[start:stop], start in data) for start, stop in pairwise(sorted(borders))]
 
 
 @lru_cache(maxsize=2)
@@ -226,106 +302,6 @@ def opened_tokenizer(tokenizer: Artifact) -> ExampleTokenizer:
     """Open a tokenizer once per process."""
     with tokenizer.local_folder("") as folder:
         return ExampleTokenizer(folder)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Right-padded token ids and what the loss counts.
-
-    Attributes:
-        input_ids_BL: int64 [B, L].
-        response_BL: bool [B, L], True where a token belongs to a response.
-    """
-
-    input_ids_BL: NDArray[np.int64]
-    response_BL: NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class TokenRows:
-    """Tokenized examples in flat arrays: 4 bytes per token and 40 per example.
-
-    Attributes:
-        example_id_N: int64 [N].
-        token: int32, the token ids of all examples behind one another.
-        token_offset: int64 [N + 1], where each example's tokens begin.
-        span: int32 [S, 2], the response spans of all examples.
-        span_offset: int64 [N + 1], where each example's spans begin.
-        num_response_tokens_N: int32 [N].
-    """
-
-    example_id_N: NDArray[np.int64]
-    token: NDArray[np.int32]
-    token_offset: NDArray[np.int64]
-    span: NDArray[np.int32]
-    span_offset: NDArray[np.int64]
-    num_response_tokens_N: NDArray[np.int32]
-
-    COLUMNS = ("example_id", "input_ids", "response_start", "response_stop", "num_response_tokens")
-
-    @classmethod
-    def from_table(cls, table: pa.Table) -> "TokenRows":
-        """Take the columns of a `schemas.TOKENS` table."""
-        ids = _flat(table.column("input_ids"))
-        starts, stops = _flat(table.column("response_start")), _flat(table.column("response_stop"))
-        return cls(
-            example_id_N=table.column("example_id").to_numpy(),
-            token=ids[0],
-            token_offset=ids[1],
-            span=np.stack([starts[0], stops[0]], axis=1),
-            span_offset=starts[1],
-            num_response_tokens_N=table.column("num_response_tokens").to_numpy(),
-        )
-
-    def __len__(self) -> int:
-        """Return N."""
-        return len(self.example_id_N)
-
-    @property
-    def length_N(self) -> NDArray[np.int64]:
-        """Tokens per example, int64 [N]."""
-        return np.diff(self.token_offset)
-
-    def take(self, example_id_M: NDArray[np.int64]) -> "TokenRows":
-        """Return the rows of some examples, in the order of the ids.
-
-        Raises:
-            ArtifactError: an id is not among the rows.
-        """
-        if np.array_equal(example_id_M, self.example_id_N):
-            return self
-        missing = example_id_M[~np.isin(example_id_M, self.example_id_N)]
-        if len(missing):
-            raise ArtifactError(f"{len(missing)} examples have no tokens, the first is {missing[0]}. Run `s2l gc`.")
-        order = np.argsort(self.example_id_N, kind="stable")
-        position_M = order[np.searchsorted(self.example_id_N, example_id_M, sorter=order)]
-        token, token_offset = _gather(self.token, self.token_offset, position_M)
-        span, span_offset = _gather(self.span, self.span_offset, position_M)
-        return TokenRows(example_id_M, token, token_offset, span, span_offset, self.num_response_tokens_N[position_M])
-
-    def batch(self, positions: NDArray[np.int64] | Sequence[int], pad_id: int) -> Batch:
-        """Return the examples at some positions as one right-padded batch."""
-        longest = max(int(self.token_offset[p + 1] - self.token_offset[p]) for p in positions)
-        input_ids_BL = np.full((len(positions), longest), pad_id, dtype=np.int64)
-        response_BL = np.zeros((len(positions), longest), dtype=np.bool_)
-        for row, p in enumerate(positions):
-            ids = self.token[self.token_offset[p] : self.token_offset[p + 1]]
-            input_ids_BL[row, : len(ids)] = ids
-            for start, stop in self.span[self.span_offset[p] : self.span_offset[p + 1]]:
-                response_BL[row, start:stop] = True
-        return Batch(input_ids_BL, response_BL)
-
-    def length_batches(self, batch_tokens: int) -> Iterator[NDArray[np.int64]]:
-        """Yield positions in batches of similar length: at most `batch_tokens` padded tokens, or one example.
-
-        A pure function of the rows, longest first, so that the largest batch meets the memory limit at once.
-        """
-        order = np.lexsort((self.example_id_N, -self.length_N))
-        start = 0
-        while start < len(order):
-            size = max(1, batch_tokens // int(self.length_N[order[start]]))
-            yield order[start : start + size]
-            start += size
 
 
 def tokens_table(
@@ -344,22 +320,3 @@ def tokens_table(
         },
         schema=schemas.TOKENS,
     )
-
-
-def _gather(
-    values: NDArray[np.int32], offset: NDArray[np.int64], position_M: NDArray[np.int64]
-) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    length_M = offset[position_M + 1] - offset[position_M]
-    new_offset = np.concatenate([[0], np.cumsum(length_M)])
-    index = np.repeat(offset[position_M] - new_offset[:-1], length_M) + np.arange(new_offset[-1])
-    return values[index], new_offset
-
-
-def _flat(column: pa.ChunkedArray) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    # Chunk by chunk: the 32-bit offsets of one Arrow array end at 2^31 tokens.
-    values, lengths = [np.empty(0, np.int32)], [np.zeros(1, np.int64)]
-    for array in column.chunks:
-        offsets = array.offsets.to_numpy()
-        values.append(array.values.to_numpy()[offsets[0] : offsets[-1]])
-        lengths.append(np.diff(offsets))
-    return np.concatenate(values), np.cumsum(np.concatenate(lengths), dtype=np.int64)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from s2l_ray.config import derive_seed
 from s2l_ray.engines import Engine
 from s2l_ray.errors import ConfigError, DataError
-from s2l_ray.tokens import Batch, TokenRows
+from s2l_ray.token_rows import Batch, TokenRows
 
 LOG_STEPS = 10
 

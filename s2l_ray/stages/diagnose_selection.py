@@ -33,10 +33,10 @@ from s2l_ray.draws import Draws
 from s2l_ray.gradients import example_gradients
 from s2l_ray.losses import mean_losses, response_loss_module
 from s2l_ray.models import device_and_precision, load_model
-from s2l_ray.plan import DiagnoseSettings
 from s2l_ray.sampling import cluster_keys
+from s2l_ray.stage_settings import DiagnoseSettings
 from s2l_ray.stages.shards import Receipt, RowRange, map_shards, row_ranges
-from s2l_ray.tokens import TokenRows
+from s2l_ray.token_rows import TokenRows
 
 if TYPE_CHECKING:
     import torch

@@ -17,10 +17,11 @@ from s2l_ray.draws import Draws
 from s2l_ray.errors import DataError
 from s2l_ray.losses import mean_losses, response_loss_module
 from s2l_ray.models import device_and_precision, load_model
-from s2l_ray.plan import EvaluateSettings
 from s2l_ray.scoring import Mean, mean_of, means_by_group, weighted_mean
+from s2l_ray.stage_settings import EvaluateSettings
 from s2l_ray.stages.shards import Receipt, map_shards
-from s2l_ray.tokens import TokenRows, opened_tokenizer
+from s2l_ray.token_rows import TokenRows
+from s2l_ray.tokens import opened_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -106,7 +107,7 @@ class JudgeShard:
             prompts,
             max_new_tokens=self.config.evaluate.max_new_tokens,
             batch_tokens=self.config.evaluate.batch_tokens,
-            eos_id=summary["eos_id"],
+            stop_ids=summary["stop_ids"],
             device=model.device,
         )
         predictions = [tokenizer.decode(ids) for ids in generated]

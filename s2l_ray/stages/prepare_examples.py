@@ -33,7 +33,8 @@ from s2l_ray.input_files import InputFile, check_unchanged, listed
 from s2l_ray.inputs import find_inputs
 from s2l_ray.layouts import Layout, detect_layout
 from s2l_ray.log import display
-from s2l_ray.plan import PrepareSettings, check_rejected
+from s2l_ray.needs import check_rejected
+from s2l_ray.stage_settings import PrepareSettings
 from s2l_ray.stages.shards import Receipt, map_shards
 
 ROW_GROUP = 4096

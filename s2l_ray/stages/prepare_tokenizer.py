@@ -11,11 +11,12 @@ from pathlib import Path
 
 from s2l_ray.artifacts import Artifact, StageResult
 from s2l_ray.attempts import StagedOutput
+from s2l_ray.chat_template import ChatTemplate
 from s2l_ray.config import ResourcesConfig
 from s2l_ray.errors import ConfigError
 from s2l_ray.log import Task, display
 from s2l_ray.models import check_length, pretrained_folder
-from s2l_ray.plan import TokenizerSettings
+from s2l_ray.stage_settings import TokenizerSettings
 from s2l_ray.tokens import ExampleTokenizer, render, save_tokenizer, train_tokenizer
 
 _one_at_a_time = threading.Lock()
@@ -45,15 +46,29 @@ def prepare_tokenizer(
                 tokenizer = train_tokenizer(texts, kind, config.tokens.vocab_size)
             save_tokenizer(tokenizer, folder, config.tokens.max_tokens)
         opened = ExampleTokenizer(folder)
+        turn_end = None if inputs.examples else _turn_end(folder, must_have=config.template == "chat")
         records = output.add_folder(folder, "")
-    return StageResult(records, {"vocab_size": opened.vocab_size, "eos_id": opened.eos_id, "pad_id": opened.pad_id})
+    stops = {opened.eos_id, *([] if turn_end is None else [opened.token_id(turn_end)])}
+    summary = {"vocab_size": opened.vocab_size, "eos_id": opened.eos_id, "pad_id": opened.pad_id}
+    return StageResult(records, {**summary, "stop_ids": sorted(stops)})
+
+
+def _turn_end(folder: Path, must_have: bool) -> str | None:
+    """Return the token with which a model that was tuned on chats ends an answer."""
+    try:
+        return ChatTemplate(folder).turn_end
+    except ConfigError:
+        if must_have:
+            raise
+        return None
 
 
 def _texts(examples: Artifact, config: TokenizerSettings, progress: Task) -> Iterator[str]:
+    assert config.template != "chat"  # the config has refused it
     for record in examples.files("examples-"):
         for turns in examples.read_rows(record, columns=["turns"]).column("turns").to_pylist():
             progress.advance()
-            for segment in render([(turn["role"], turn["content"]) for turn in turns], config.tokens.template):
+            for segment in render([(turn["role"], turn["content"]) for turn in turns], config.template):
                 yield segment.text
 
 

@@ -21,7 +21,7 @@ from s2l_ray.errors import ArtifactError, DataError
 from s2l_ray.losses import mean_losses, response_loss_module
 from s2l_ray.models import device_and_precision, load_model
 from s2l_ray.stages.shards import Receipt, RowRange, map_shards, row_ranges
-from s2l_ray.tokens import TokenRows
+from s2l_ray.token_rows import TokenRows
 
 if TYPE_CHECKING:
     import torch

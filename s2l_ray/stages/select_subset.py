@@ -22,7 +22,6 @@ from s2l_ray.facility_location import facility_location_rank
 from s2l_ray.input_files import InputFile, check_unchanged
 from s2l_ray.inputs import find_inputs
 from s2l_ray.log import display
-from s2l_ray.plan import SelectSettings
 from s2l_ray.raw_rows import copy_rows
 from s2l_ray.sampling import (
     ScoredMethod,
@@ -37,6 +36,7 @@ from s2l_ray.sampling import (
     score_rank,
     selection_score,
 )
+from s2l_ray.stage_settings import SelectSettings
 
 REASONS = {
     "paper": "even share of its cluster",

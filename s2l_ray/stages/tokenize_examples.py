@@ -1,7 +1,7 @@
 """`examples` + `tokenizer` -> `tokens`: `tokens-*.parquet` beside each examples file, `rejected.parquet`.
 
 A row none of whose response tokens survives the cut at `max_tokens` is rejected and counted: a loss over nothing is
-no loss. Every other row stays.
+no loss. A row that the chat template refuses is a bad row like any other. Every other row stays.
 """
 
 from collections.abc import Iterator
@@ -11,13 +11,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from s2l_ray import schemas
-from s2l_ray.artifacts import Artifact, StageResult
+from s2l_ray.artifacts import Artifact, FileRecord, StageResult
 from s2l_ray.attempts import StagedOutput
-from s2l_ray.config import ResourcesConfig, TokensConfig
+from s2l_ray.chat_template import Chat, UnusableChatError, opened_chat_template
+from s2l_ray.config import ResourcesConfig
 from s2l_ray.errors import ArtifactError, DataError
+from s2l_ray.examples import RejectedRow, bad_row_error
 from s2l_ray.log import display
+from s2l_ray.needs import check_rejected
+from s2l_ray.stage_settings import TokenizeSettings
 from s2l_ray.stages.shards import ExamplesFile, Receipt, map_shards
-from s2l_ray.tokens import NO_RESPONSE, opened_tokenizer, render, tokens_table
+from s2l_ray.tokens import NO_RESPONSE, NOTHING, Segment, TokenizedExample, opened_tokenizer, render, tokens_table
 
 BATCH_ROWS = 4096
 
@@ -37,13 +41,13 @@ class TokenizeFile:
     """Tokenizes one file of examples."""
 
     inputs: Inputs
-    config: TokensConfig
+    config: TokenizeSettings
     output: StagedOutput
 
     def __call__(self, file: ExamplesFile) -> Receipt:
         """Write `tokens-*` and what was rejected."""
         rejected: list[pa.Table] = []
-        note = {"tokens": 0, "response_tokens": 0, "truncated": 0, "dropped": 0}
+        note = {"tokens": 0, "response_tokens": 0, "truncated": 0, "dropped": 0, "refused": 0}
         tables = self._tables(file, rejected, note)
         records = [self.output.write_parquet(f"tokens-{file.piece}.parquet", tables, schemas.TOKENS)]
         if rejected:
@@ -52,7 +56,6 @@ class TokenizeFile:
         return records, {**note, "rejected": sum(t.num_rows for t in rejected)}
 
     def _tables(self, file: ExamplesFile, rejected: list[pa.Table], note: dict[str, int]) -> Iterator[pa.Table]:
-        tokenizer = opened_tokenizer(self.inputs.tokenizer)
         examples = self.inputs.examples.read_rows(
             file.record, columns=["example_id", "source", "input_file", "input_row", "turns"]
         )
@@ -63,31 +66,58 @@ class TokenizeFile:
             examples = examples.filter(pc.invert(is_like))
         for start in range(0, max(1, examples.num_rows), BATCH_ROWS):
             part = examples.slice(start, BATCH_ROWS)
-            rendered = [
-                render([(turn["role"], turn["content"]) for turn in turns], self.config.template)
-                for turns in part.column("turns").to_pylist()
-            ]
-            tokenized = tokenizer.tokenize(rendered, self.config.max_tokens) if rendered else []
+            tokenized, reasons = self._tokenize(part)
             table = tokens_table(part.column("example_id").to_pylist(), part.column("source").to_pylist(), tokenized)
             kept = pc.greater(table.column("num_response_tokens"), 0)
             if not pc.all(kept, min_count=0).as_py():
-                lost = part.filter(pc.invert(kept)).select(["input_file", "input_row"])
-                reason = pa.array([NO_RESPONSE] * lost.num_rows, pa.string())
-                rejected.append(lost.append_column("reason", reason).cast(schemas.REJECTED))
+                lost = part.select(["input_file", "input_row"]).append_column("reason", pa.array(reasons, pa.string()))
+                rejected.append(lost.filter(pc.invert(kept)).cast(schemas.REJECTED))
+                note["refused"] += sum(reason != NO_RESPONSE for reason in reasons)
             table = table.filter(kept)
             note["tokens"] += sum(len(t.input_ids) for t in tokenized)
             note["response_tokens"] += int(pc.sum(table.column("num_response_tokens")).as_py() or 0)
             note["truncated"] += int(pc.sum(table.column("truncated")).as_py() or 0)
             yield table
 
+    def _tokenize(self, part: pa.Table) -> tuple[list[TokenizedExample], list[str]]:
+        """Return every example tokenized, and why, should it have no response token."""
+        tokenizer = opened_tokenizer(self.inputs.tokenizer)
+        conversations = [
+            [(turn["role"], turn["content"]) for turn in turns] for turns in part.column("turns").to_pylist()
+        ]
+        reasons = [NO_RESPONSE] * len(conversations)
+        laid_out: dict[int, list[Segment]] = {}
+        chats: dict[int, Chat] = {}
+        for row, turns in enumerate(conversations):
+            if self.config.template != "chat":
+                laid_out[row] = render(turns, self.config.template)
+            elif turns[0][0] == "text":
+                laid_out[row] = render(turns, "plain")
+            else:
+                try:
+                    chats[row] = opened_chat_template(self.inputs.tokenizer).render(turns)
+                except UnusableChatError as error:
+                    reasons[row] = f"chat_template: {error}"
+                    self._refuse(part, row, reasons[row])
+        max_tokens = self.config.max_tokens
+        tokenized = dict(zip(laid_out, tokenizer.tokenize(list(laid_out.values()), max_tokens), strict=True))
+        tokenized |= zip(chats, tokenizer.tokenize_chats(list(chats.values()), max_tokens), strict=True)
+        return [tokenized.get(row, NOTHING) for row in range(len(conversations))], reasons
+
+    def _refuse(self, part: pa.Table, row: int, reason: str) -> None:
+        if self.config.examples.on_bad_row == "error":
+            file, number = (part.column(name)[row].as_py() for name in ("input_file", "input_row"))
+            raise bad_row_error(RejectedRow(file, number, reason))
+
 
 def tokenize_examples(
-    inputs: Inputs, config: TokensConfig, resources: ResourcesConfig, output: StagedOutput, *, seed: int
+    inputs: Inputs, config: TokenizeSettings, resources: ResourcesConfig, output: StagedOutput, *, seed: int
 ) -> StageResult:
     """Tokenize all examples and account for every row.
 
     Raises:
-        DataError: no row has a response token within `max_tokens`.
+        DataError: the chat template refuses a row where none may be bad, or too many; no row has a response token
+            within `max_tokens`.
     """
     files = [ExamplesFile(record) for record in inputs.examples.files("examples-")]
     work = TokenizeFile(inputs, config, output)
@@ -98,27 +128,43 @@ def tokenize_examples(
         if note["rejected"]
     ]
     records = [record for written, _ in receipts for record in written]
-    rows_in = sum(file.rows for file in files)
+    summary = _account(config, sum(file.rows for file in files), records, receipts)
+    records.append(output.write_parquet("rejected.parquet", parts, schemas.REJECTED))
+    return StageResult(records, summary)
+
+
+def _account(
+    config: TokenizeSettings, rows_in: int, records: list[FileRecord], receipts: list[Receipt]
+) -> dict[str, int]:
+    names = ("rejected", "refused", "dropped", "tokens", "response_tokens", "truncated")
+    total = {name: sum(note[name] for _, note in receipts) for name in names}
     rows_kept = sum(record.rows or 0 for record in records)
-    rows_rejected = sum(table.num_rows for table in parts)
-    rows_dropped = sum(note["dropped"] for _, note in receipts)
-    if rows_in != rows_kept + rows_rejected + rows_dropped:
+    rejected, dropped, refused = total["rejected"], total["dropped"], total["refused"]
+    if rows_in != rows_kept + rejected + dropped:
         raise ArtifactError(
-            f"{rows_in} examples in, but {rows_kept} tokenized + {rows_rejected} rejected + {rows_dropped} dropped. A "
-            "row was lost; this is a fault of the program, please report it."
+            f"{rows_in} examples in, but {rows_kept} tokenized + {rejected} rejected + {dropped} dropped. A row was "
+            "lost; this is a fault of the program, please report it."
         )
-    if rows_kept == 0 and rows_dropped:
+    check_rejected(config.examples, refused, rows_in)
+    if rows_kept == 0 and dropped:
         raise DataError(
-            f"no example is left: {rows_dropped} of {rows_in} are like held-out ones, and {rows_rejected} have no "
-            "response token. Mend the data, or set examples.decontaminate: report."
+            f"no example is left: {dropped} of {rows_in} are like held-out ones, and {rejected} have no response "
+            "token. Mend the data, or set examples.decontaminate: report."
         )
     if rows_kept == 0:
         raise DataError(
             f"none of {rows_in} examples has a response token within tokens.max_tokens = {config.max_tokens}. Raise it."
         )
-    if rows_rejected:
-        display.warn(f"{rows_rejected} of {rows_in} examples have no response token within {config.max_tokens} tokens")
-    records.append(output.write_parquet("rejected.parquet", parts, schemas.REJECTED))
-    totals = {name: sum(note[name] for _, note in receipts) for name in ("tokens", "response_tokens", "truncated")}
-    counts = {"rows_in": rows_in, "rows_kept": rows_kept, "rows_rejected": rows_rejected, "rows_dropped": rows_dropped}
-    return StageResult(records, counts | totals)
+    if rejected > refused:
+        lost = rejected - refused
+        display.warn(f"{lost} of {rows_in} examples have no response token within {config.max_tokens} tokens")
+    return {
+        "rows_in": rows_in,
+        "rows_kept": rows_kept,
+        "rows_rejected": rejected,
+        "rows_refused": refused,
+        "rows_dropped": dropped,
+        "tokens": total["tokens"],
+        "response_tokens": total["response_tokens"],
+        "truncated": total["truncated"],
+    }

@@ -12,7 +12,7 @@ from s2l_ray.artifacts import Artifact, StageResult
 from s2l_ray.attempts import StagedOutput
 from s2l_ray.config import ResourcesConfig
 from s2l_ray.log import display
-from s2l_ray.plan import ProxySettings
+from s2l_ray.stage_settings import ProxySettings
 from s2l_ray.stages.train_worker import TrainJob, run_job
 from s2l_ray.training import checkpoint_steps, rows_for, steps_for
 

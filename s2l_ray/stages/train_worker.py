@@ -31,7 +31,7 @@ from s2l_ray.engines import (
 from s2l_ray.models import build_model, device_and_precision, save_model
 from s2l_ray.stages import metrics
 from s2l_ray.stages.launch import TrainingRun, give_notice, publish_progress, take_notice, train
-from s2l_ray.tokens import TokenRows
+from s2l_ray.token_rows import TokenRows
 from s2l_ray.training import BatchOrder, Plan, Position, Schedule, Share, StepReport, pauses, train_loop
 
 if TYPE_CHECKING:

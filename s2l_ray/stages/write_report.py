@@ -22,10 +22,10 @@ from s2l_ray.diagnostics import HEALTH
 from s2l_ray.guard import DUPLICATE, NOT_LEARNED
 from s2l_ray.log import without_user_info
 from s2l_ray.partition import window_columns
-from s2l_ray.plan import ReportSettings
 from s2l_ray.report.blocks import ExampleRow, Number, Value
 from s2l_ray.report.html import render
 from s2l_ray.report.run_page import ArmFacts, Centroid, ClusterFacts, Composition, RunFacts, metric_order, run_page
+from s2l_ray.stage_settings import ReportSettings
 
 MOST_GROUPS = 20
 """Groups that a composition names; the rest is `other`."""

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from s2l_ray.losses import mean_losses, response_loss_module
-from s2l_ray.tokens import TokenizedExample, TokenRows, tokens_table
+from s2l_ray.token_rows import TokenRows
+from s2l_ray.tokens import TokenizedExample, tokens_table
 from tests.benchmarks.harness import Benchmark, Ratio, alternate, peaks
 
 PYTHIA_70M: dict[str, Any] = {

@@ -9,7 +9,14 @@ import pytest
 from s2l_ray.artifacts import Artifact
 from s2l_ray.config import Config, ResourcesConfig
 from s2l_ray.errors import ConfigError, DataError
-from s2l_ray.plan import PrepareSettings, ProxySettings, SelectSettings, TargetSettings, TokenizerSettings
+from s2l_ray.stage_settings import (
+    PrepareSettings,
+    ProxySettings,
+    SelectSettings,
+    TargetSettings,
+    TokenizerSettings,
+    TokenizeSettings,
+)
 from s2l_ray.stages import (
     finetune_target,
     prepare_examples,
@@ -41,12 +48,12 @@ class Prepared:
         self.tokenizer = bench.run(
             prepare_tokenizer.prepare_tokenizer,
             prepare_tokenizer.Inputs(self.examples),
-            TokenizerSettings(config.tokens, None, "proxy"),
+            TokenizerSettings(config.tokens, config.tokens.template, None, "proxy"),
         )
         self.tokens = bench.run(
             tokenize_examples.tokenize_examples,
             tokenize_examples.Inputs(self.examples, self.tokenizer),
-            config.tokens,
+            TokenizeSettings(config.tokens.max_tokens, config.tokens.template, config.examples),
         )
         self.subset = bench.run(
             select.select_subset,

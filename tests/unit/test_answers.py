@@ -1,5 +1,7 @@
 """Answers against transformers' own greedy generation."""
 
+from itertools import takewhile
+
 import numpy as np
 import pytest
 import torch
@@ -16,23 +18,23 @@ def prompts(lengths, seed=0):
     return [rng.integers(2, tiny.VOCAB, length).astype(np.int32) for length in lengths]
 
 
-def generate(model, given, max_new_tokens=8, batch_tokens=64, eos_id=EOS):
+def generate(model, given, max_new_tokens=8, batch_tokens=64, stop_ids=(EOS,)):
     return generate_greedily(
-        model, given, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens, eos_id=eos_id, device=CPU
+        model, given, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens, stop_ids=stop_ids, device=CPU
     )
 
 
-def oracle(model, prompt, max_new_tokens=8, eos_id=EOS):
+def oracle(model, prompt, max_new_tokens=8, stop_ids=(EOS,)):
     ids = torch.from_numpy(prompt.astype(np.int64))[None]
     out = model.generate(
         ids,
         attention_mask=torch.ones_like(ids),
         do_sample=False,
         max_new_tokens=max_new_tokens,
-        eos_token_id=eos_id,
-        pad_token_id=eos_id,
+        eos_token_id=list(stop_ids),
+        pad_token_id=stop_ids[0],
     )[0, len(prompt) :].tolist()
-    return out[: out.index(eos_id)] if eos_id in out else out
+    return list(takewhile(lambda token: token not in stop_ids, out))
 
 
 @pytest.mark.parametrize("model_type", ["gpt_neox", "llama", "gpt2", "qwen2", "bloom", "opt"])
@@ -49,12 +51,19 @@ def test_generate_greedily_is_transformers_greedy_search(model_type):
 def test_generate_greedily_stops_at_eos_and_leaves_it_out():
     model = tiny.model("gpt_neox", scale=4.0).eval()
     given = prompts([4, 4, 4, 4, 6])
-    free = [oracle(model, prompt, eos_id=-1) for prompt in given]
+    free = [oracle(model, prompt, stop_ids=(-1,)) for prompt in given]
     eos = free[0][3]
-    answers = generate(model, given, eos_id=eos)
+    answers = generate(model, given, stop_ids=(eos,))
     assert answers == [answer[: answer.index(eos)] if eos in answer else answer for answer in free]
     assert len(answers[0]) <= 3
     assert {len(answer) for answer in answers} != {len(answers[0])}
+
+
+def test_generate_greedily_stops_at_whichever_end_comes_first():
+    model = tiny.model("gpt_neox", scale=4.0).eval()
+    given = prompts([4, 6, 5])
+    ends = tuple({oracle(model, prompt, stop_ids=(-1,))[2] for prompt in given})
+    assert generate(model, given, stop_ids=ends) == [oracle(model, prompt, stop_ids=ends) for prompt in given]
 
 
 def test_generate_greedily_when_all_end_at_once_no_more_is_computed():
@@ -63,7 +72,7 @@ def test_generate_greedily_when_all_end_at_once_no_more_is_computed():
         model.get_output_embeddings().weight.zero_()
     calls = []
     model.register_forward_hook(lambda *_: calls.append(1))
-    assert generate(model, prompts([4, 4]), eos_id=0) == [[], []]
+    assert generate(model, prompts([4, 4]), stop_ids=(0,)) == [[], []]
     assert len(calls) == 1
 
 
@@ -73,9 +82,11 @@ def test_generate_greedily_stays_within_the_models_positions(model_type):
     limit = tiny.MAX_TOKENS
     lengths = [limit - 1, limit, limit - 5, 3]
     given = prompts(lengths)
-    answers = generate(model, given, max_new_tokens=20, eos_id=-1)
+    answers = generate(model, given, max_new_tokens=20, stop_ids=(-1,))
     assert [len(answer) for answer in answers] == [1, 0, 5, 20]
-    assert [oracle(model, p, len(a), -1) for p, a in zip(given, answers, strict=True) if a] == [a for a in answers if a]
+    assert [oracle(model, p, len(a), (-1,)) for p, a in zip(given, answers, strict=True) if a] == [
+        a for a in answers if a
+    ]
 
 
 def test_generate_greedily_dropout_is_off():

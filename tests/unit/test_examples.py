@@ -108,6 +108,48 @@ GOOD_CHAT = chat(("user", "hi"), ("assistant", "hello"))
             },
             [("user", "u"), ("assistant", "a"), ("system", "s")],
         ),
+        ({"text": " all of it\n"}, [("text", " all of it\n")]),
+        (
+            {"instruction": "i", "output": "o", "system": "s", "history": [["a", "b"]]},
+            [("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "i"), ("assistant", "o")],
+        ),
+        (
+            {
+                "tools": '[{"name": "add"}]',
+                "system": "s",
+                "conversations": [
+                    {"from": "human", "value": "u"},
+                    {"from": "function_call", "value": '{"name": "add", "arguments": {"a": 1}}'},
+                    {"from": "observation", "value": "1"},
+                    {"from": "gpt", "value": "a"},
+                ],
+            },
+            [
+                ("tools", '[{"name": "add"}]'),
+                ("system", "s"),
+                ("user", "u"),
+                ("tool_calls", '[{"name": "add", "arguments": {"a": 1}}]'),
+                ("tool", "1"),
+                ("assistant", "a"),
+            ],
+        ),
+        (
+            {
+                "tools": [{"type": "function", "function": {"name": "ä"}}],
+                "messages": [
+                    {"role": "developer", "content": "s"},
+                    {"role": "assistant", "content": "wait", "tool_calls": [{"function": {"name": "ä"}}]},
+                    {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "b"}}]},
+                ],
+            },
+            [
+                ("tools", '[{"type": "function", "function": {"name": "ä"}}]'),
+                ("system", "s"),
+                ("assistant", "wait"),
+                ("tool_calls", '[{"function": {"name": "ä"}}]'),
+                ("tool_calls", '[{"function": {"name": "b"}}]'),
+            ],
+        ),
     ],
 )
 def test_row_of_each_layout_becomes_its_turns_in_order(read, row, turns):
@@ -182,6 +224,10 @@ def test_parquet_file_without_a_needed_column_is_data_error(tmp_path, lost):
         (GOOD | {"output": True}, "wrong_type", "`output` holds true or false"),
         (GOOD | {"output": ""}, "blank_output", "`output`"),
         (GOOD | {"output": " \n\u3000"}, "blank_output", "`output`"),
+        (GOOD | {"system": 1}, "wrong_type", "`system` holds a number"),
+        (GOOD | {"history": "a"}, "wrong_type", "`history` holds text"),
+        (GOOD | {"history": [["a", "b"], ["c"]]}, "bad_turn", "pair 2 of `history`"),
+        (GOOD | {"history": [["a", " "]]}, "blank_output", "pair 1 of `history`"),
         (GOOD | {"source": 1.5}, "wrong_type", "`source`"),
         (GOOD | {"skill": ["a"]}, "wrong_type", "`skill`"),
         (GOOD | {"is_wrong": 1}, "wrong_type", "`is_wrong`"),
@@ -215,6 +261,15 @@ def test_unusable_row_is_rejected_with_code_and_column(reject, row, code, names)
         ({"messages": [{"role": "assistant"}]}, "bad_turn", "turn 1 is null"),
         ({"messages": ["hi"]}, "bad_turn", "turn 1 is text"),
         (chat(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", " ")), "blank_output", "turn 4"),
+        (GOOD_CHAT | {"tools": "add"}, "bad_tools", "`tools` holds text that is no JSON"),
+        (GOOD_CHAT | {"tools": {"name": "add"}}, "wrong_type", "`tools` holds an object"),
+        (chat(("user", "a"), ("function_call", "add(1)")), "bad_turn", "the tool calls of turn 2 are no JSON"),
+        (chat(("user", "a"), ("function_call", "[{}]")), "bad_turn", "a tool call of turn 2 names no function"),
+        (
+            {"messages": [{"role": "user", "content": None, "tool_calls": [{"name": "x"}]}]},
+            "bad_turn",
+            "turn 1 is null",
+        ),
     ],
 )
 def test_unusable_chat_is_rejected_naming_the_turn(reject, row, code, names):

@@ -56,7 +56,7 @@ def test_mapped_columns_decide_the_layout(put):
     layout = detect(files, instruction="task", output="solution", source="origin")
     assert layout.name == "alpaca"
     assert layout.columns == {
-        "instruction": "task", "input": "input", "output": "solution",
+        "instruction": "task", "input": "input", "output": "solution", "system": "system", "history": "history",
         "source": "origin", "skill": "skill", "is_wrong": "is_wrong",
     }  # fmt: skip
 
@@ -80,8 +80,18 @@ def test_columns_that_fit_two_layouts_are_data_error_solved_by_a_mapping(put):
 
 
 def test_columns_that_fit_no_layout_are_data_error_listing_found_and_expected(put):
-    with pytest.raises(DataError, match=r"found the columns `text`, `label`, expected instruction \+ output or"):
-        detect(put({"text": "a", "label": "b"}))
+    with pytest.raises(DataError, match=r"found the columns `body`, `label`, expected instruction \+ output or"):
+        detect(put({"body": "a", "label": "b"}))
+
+
+def test_plain_text_is_a_layout_where_no_other_fits(put):
+    assert detect(put({"text": "a", "label": "b"})).name == "text"
+    assert detect(put({"text": "a", "instruction": "b", "output": "c"})).name == "alpaca"
+
+
+def test_columns_that_a_layout_may_have_are_read_where_they_are_mapped(put):
+    layout = detect(put({"chat": [], "intro": "be kind"}), conversations="chat", system="intro")
+    assert (layout.name, layout.columns["system"], layout.columns["tools"]) == ("sharegpt", "intro", "tools")
 
 
 def test_missing_mapped_column_is_data_error_listing_found_and_nearest(put):
@@ -154,4 +164,4 @@ def test_sources_of_different_layouts_are_data_error_before_reading(put):
 
 def test_mapping_is_named_after_the_section_of_the_key(put):
     with pytest.raises(DataError, match=r"evaluate\.columns"):
-        detect_layout(put({"text": "a"}), "auto", {}, key="evaluate.path")
+        detect_layout(put({"body": "a"}), "auto", {}, key="evaluate.path")

@@ -16,7 +16,8 @@ from s2l_ray.digests import DigestCache
 from s2l_ray.errors import ConfigError, DataError, S2LError
 from s2l_ray.experiment import Experiment, experiment_of, load_experiment, parse_sparse
 from s2l_ray.graph import STAGES, Node, Pipeline, examine
-from s2l_ray.plan import Needs, build_pipeline
+from s2l_ray.needs import Needs
+from s2l_ray.plan import build_pipeline
 from s2l_ray.storage import Storage
 from s2l_ray.strict_yaml import parse_yaml
 from s2l_ray.sweep import load_sweep

@@ -12,7 +12,8 @@ from tokenizers.processors import TemplateProcessing
 
 from s2l_ray import tokens
 from s2l_ray.errors import ArtifactError, ConfigError
-from s2l_ray.tokens import ExampleTokenizer, Segment, TokenizedExample, TokenRows, render, tokens_table
+from s2l_ray.token_rows import TokenRows
+from s2l_ray.tokens import ExampleTokenizer, Segment, TokenizedExample, render, tokens_table
 
 TEXTS = [
     "Below is an instruction that describes a task. Name the capital of France. Paris",

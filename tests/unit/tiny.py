@@ -11,7 +11,8 @@ from s2l_ray.errors import ConfigError
 from s2l_ray.experiment import Experiment, experiment_of, parse_sparse
 from s2l_ray.storage import Storage
 from s2l_ray.strict_yaml import parse_yaml
-from s2l_ray.tokens import TokenizedExample, TokenRows, tokens_table
+from s2l_ray.token_rows import TokenRows
+from s2l_ray.tokens import TokenizedExample, tokens_table
 
 VOCAB, MAX_TOKENS = 40, 32
 FINGERPRINT = "0" * 32

@@ -1,0 +1,77 @@
+"""What an arm needs of its rows, checked as soon as they are counted and not after hours of training."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+from s2l_ray.artifacts import Artifact
+from s2l_ray.config import Config, ExamplesConfig
+from s2l_ray.errors import ConfigError, DataError
+
+CLUSTERED = ("paper", "official", "guarded", "embedding_kmeans")
+"""The selectors that need clusters."""
+BY_SOURCE = ("official", "random_per_source")
+"""The selectors that divide the budget by source."""
+
+
+def check_rejected(examples: ExamplesConfig, rows_rejected: int, rows_in: int) -> None:
+    """Refuse more bad rows than the config allows.
+
+    Raises:
+        DataError: any, where `on_bad_row` is `error`; else a larger share than `max_rejected`.
+    """
+    if rows_rejected and examples.on_bad_row == "error":
+        raise DataError(
+            f"{rows_rejected} of {rows_in} rows are bad and were set aside by an earlier run; this one has "
+            "`examples.on_bad_row: error`. Mend the data, or set `reject`."
+        )
+    # As it is written: in floats 29 of 100 rows are more than 0.29.
+    if rows_rejected > Fraction(str(examples.max_rejected)) * rows_in:
+        raise DataError(
+            f"{rows_rejected} of {rows_in} rows are bad, more than examples.max_rejected = "
+            f"{examples.max_rejected:g} allows. Mend the data, or raise the limit."
+        )
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What one arm needs of the rows, said as soon as they are counted and not after hours of training."""
+
+    config: Config
+
+    def __call__(self, artifact: Artifact) -> None:
+        """Check the summary of `examples` or of `tokens`.
+
+        Raises:
+            ConfigError: a number does not fit the rows, or rows lack the source that the config divides them by.
+        """
+        if artifact.manifest.artifact == "examples":
+            # The rows that are kept are the same for every tolerance; they may come from a run that had a greater one.
+            check_rejected(self.config.examples, artifact.summary["rows_rejected"], artifact.summary["rows_in"])
+            self._check_sources(artifact.summary["rows_per_source"])
+        else:
+            check_rejected(self.config.examples, artifact.summary["rows_refused"], artifact.summary["rows_in"])
+            self._check_numbers(artifact.summary["rows_kept"])
+
+    def _check_sources(self, rows_per_source: Mapping[str, int]) -> None:
+        select, cluster = self.config.select, self.config.cluster
+        # `guarded` takes rows without a source for one more.
+        asks = select.method in CLUSTERED and select.method != "guarded" and cluster.stratify_by == "source"
+        by_source = select.method in BY_SOURCE or asks
+        if by_source and rows_per_source.get("", 0):
+            asked = f"select.method: {select.method}" if select.method in BY_SOURCE else "cluster.stratify_by: source"
+            raise ConfigError(
+                f"`{asked}` divides the rows by source, but {rows_per_source['']} rows have none. Name the column "
+                "with `examples.columns: {source: ...}`, or choose another method."
+            )
+
+    def _check_numbers(self, n_rows: int) -> None:
+        from s2l_ray.sampling import parse_budget, rows_in_budget
+
+        select, cluster = self.config.select, self.config.cluster
+        whole = cluster.stratify_by is None and cluster.n_clusters_per == "stratum"
+        if select.method in CLUSTERED and whole and cluster.n_clusters > n_rows:
+            raise ConfigError(f"cluster.n_clusters is {cluster.n_clusters}, but there are {n_rows} examples. Lower it.")
+        budget = parse_budget(select.budget)
+        if select.method != "full" and budget.kind != "tokens":
+            rows_in_budget(budget, n_rows)

@@ -1,0 +1,182 @@
+"""A row's texts as turns: who speaks, and what.
+
+Roles: `system`, `user`, `input` (the second half of an alpaca prompt), `assistant`, `tool` (what a tool answered),
+`tools` (the tools that may be called, as JSON), `tool_calls` (those that the assistant calls, as JSON), `text` (plain
+text, which answers nothing). A model learns `assistant`, `tool_calls` and `text`.
+"""
+
+import json
+from typing import Any, NamedTuple
+
+from s2l_ray.formats.row import Row, kind_of
+from s2l_ray.input_files import listed, shown
+from s2l_ray.layouts import REQUIRED, Layout
+
+_ROLES = {name: name for name in ("system", "user", "assistant", "tool")} | {
+    "developer": "system",
+    "human": "user",
+    "gpt": "assistant",
+    "function_call": "tool_calls",
+    "observation": "tool",
+}
+"""The roles of OpenAI's messages, of ShareGPT, and of LLaMA-Factory's ShareGPT with tools."""
+
+LEARNED = ("assistant", "tool_calls", "text")
+"""The roles whose turns a model is to say itself."""
+
+
+class Turn(NamedTuple):
+    """One turn of an example."""
+
+    role: str
+    content: str
+
+
+class UnusableRowError(Exception):
+    """A row that is no example; the text is the reason."""
+
+
+def turns_of(row: Row, layout: Layout) -> tuple[Turn, ...]:
+    """Return the turns of a row.
+
+    Raises:
+        UnusableRowError: with a short code, a colon and the details.
+    """
+    match layout.name:
+        case "messages" | "sharegpt":
+            (column,) = (layout.columns[our] for our in REQUIRED[layout.name])
+            return (*_preamble(row, layout), *_chat_turns(row, column))
+        case "text":
+            return (Turn("text", _answer(row, layout.columns["text"])),)
+        case _:
+            return (*_preamble(row, layout), *_history(row, layout), *_question_and_answer(row, layout))
+
+
+def bad_type(column: str, value: object, expected: str) -> UnusableRowError:
+    """Return the error for a value of another type than its column holds."""
+    return UnusableRowError(f"wrong_type: column `{shown(column)}` holds {kind_of(value)}, expected {expected}")
+
+
+def _preamble(row: Row, layout: Layout) -> list[Turn]:
+    """Return what columns of their own say of the whole conversation."""
+    turns = []
+    if (tools := _optional(row, layout, "tools")) not in (None, "", []):
+        turns.append(Turn("tools", _tools(layout.columns["tools"], tools)))
+    if _optional(row, layout, "system") not in (None, ""):
+        turns.append(Turn("system", _text(row, layout.columns["system"])))
+    return turns
+
+
+def _optional(row: Row, layout: Layout, our: str) -> Any:
+    return row.get(layout.columns[our]) if our in layout.columns else None
+
+
+def _tools(column: str, value: object) -> str:
+    try:
+        tools = json.loads(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise UnusableRowError(f"bad_tools: column `{shown(column)}` holds text that is no JSON: {error}") from error
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise bad_type(column, value, "a list of tools, or its JSON")
+    return value if isinstance(value, str) else json.dumps(tools, ensure_ascii=False)
+
+
+def _history(row: Row, layout: Layout) -> list[Turn]:
+    """Return earlier questions and answers, which alpaca rows may have as a list of pairs."""
+    pairs = _optional(row, layout, "history") or []
+    column = layout.columns.get("history", "")
+    if not isinstance(pairs, list):
+        raise bad_type(column, pairs, "a list of [question, answer]")
+    turns: list[Turn] = []
+    for number, pair in enumerate(pairs, start=1):
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+            raise UnusableRowError(f"bad_turn: pair {number} of `{shown(column)}` is no [question, answer] of texts")
+        if not pair[1].strip():
+            raise UnusableRowError(f"blank_output: the answer of pair {number} of `{shown(column)}` has no text")
+        turns += [Turn("user", pair[0]), Turn("assistant", pair[1])]
+    return turns
+
+
+def _question_and_answer(row: Row, layout: Layout) -> list[Turn]:
+    prompt, response = (layout.columns[our] for our in REQUIRED[layout.name])
+    turns = [Turn("user", _text(row, prompt))]
+    if _optional(row, layout, "input") is not None:
+        more = _text(row, layout.columns["input"])
+        if more:
+            turns.append(Turn("input", more))
+    turns.append(Turn("assistant", _answer(row, response)))
+    return turns
+
+
+def _answer(row: Row, column: str) -> str:
+    answer = _text(row, column)
+    if not answer or answer.isspace():
+        raise UnusableRowError(f"blank_output: column `{shown(column)}` has no text")
+    return answer
+
+
+def _text(row: Row, column: str) -> str:
+    value = row.get(column)
+    if isinstance(value, str):
+        return value
+    if column not in row:
+        raise _missing(row, column)
+    raise bad_type(column, value, "text")
+
+
+def _missing(row: Row, column: str) -> UnusableRowError:
+    return UnusableRowError(f"missing_column: `{shown(column)}` is not among {listed(list(row), 8)}")
+
+
+def _chat_turns(row: Row, column: str) -> tuple[Turn, ...]:
+    messages = row.get(column)
+    if column not in row:
+        raise _missing(row, column)
+    if not isinstance(messages, list):
+        raise bad_type(column, messages, "a list of turns")
+    if not messages:
+        raise UnusableRowError(f"empty_messages: column `{shown(column)}` is an empty list")
+    turns = tuple(turn for number, message in enumerate(messages, start=1) for turn in _chat_turn(number, message))
+    if not any(turn.role in LEARNED for turn in turns):
+        raise UnusableRowError(f"no_assistant_turn: the roles are {', '.join(turn.role for turn in turns[:8])}")
+    return turns
+
+
+def _chat_turn(number: int, message: object) -> list[Turn]:
+    """Return a message as turns: its text, and the tools that it calls."""
+    if not isinstance(message, dict):
+        raise UnusableRowError(f"bad_turn: turn {number} is {kind_of(message)}, expected {{role, content}}")
+    # Parquet gives every turn all keys, null where a turn has none, so a key that is there says nothing.
+    is_sharegpt = message.get("role") is None and message.get("from") is not None
+    role_key, text_key = ("from", "value") if is_sharegpt else ("role", "content")
+    role, content = message.get(role_key), message.get(text_key)
+    if not isinstance(role, str) or role not in _ROLES:
+        found = f"`{shown(role)}`" if isinstance(role, str) else kind_of(role)
+        raise UnusableRowError(f"bad_role: turn {number} has the role {found}, expected one of {', '.join(_ROLES)}")
+    calls = message.get("tool_calls") if _ROLES[role] == "assistant" else None
+    if calls and content in (None, ""):
+        return [_calls(number, calls)]
+    if not isinstance(content, str):
+        what = "a list of parts" if isinstance(content, list) else kind_of(content)
+        raise UnusableRowError(f"bad_turn: the {text_key} of turn {number} is {what}, expected text")
+    if _ROLES[role] == "tool_calls":
+        return [_calls(number, content)]
+    if _ROLES[role] == "assistant" and (not content or content.isspace()):
+        raise UnusableRowError(f"blank_output: turn {number} (assistant) has no text")
+    return [Turn(_ROLES[role], content), *([_calls(number, calls)] if calls else [])]
+
+
+def _calls(number: int, calls: Any) -> Turn:
+    """Return calls of tools as one turn; each names its function, as OpenAI or as LLaMA-Factory writes it."""
+    try:
+        found = json.loads(calls) if isinstance(calls, str) else calls
+    except ValueError as error:
+        raise UnusableRowError(f"bad_turn: the tool calls of turn {number} are no JSON: {error}") from error
+    found = found if isinstance(found, list) else [found]
+    for call in found:
+        function = call.get("function", call) if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise UnusableRowError(
+                f"bad_turn: a tool call of turn {number} names no function, expected {{name, arguments}}"
+            )
+    return Turn("tool_calls", json.dumps(found, ensure_ascii=False))
