@@ -164,6 +164,7 @@ EVERYTHING = {"examples", "eval_examples", "overlap", "tokenizer", "tokens"} | A
         ("tokens.max_tokens=64", EVERYTHING - {"examples", "eval_examples", "overlap"}),
         ("tokens.vocab_size=64", EVERYTHING - {"examples", "eval_examples", "overlap"}),
         ("tokens.template=plain", EVERYTHING - {"examples", "eval_examples", "overlap"}),
+        ("tokens.proxy_template=plain", EVERYTHING - {"examples", "eval_examples", "overlap"}),
         ("examples.synthetic.rows=10", EVERYTHING),
         ("examples.decontaminate=drop", EVERYTHING - {"examples", "eval_examples", "overlap", "tokenizer"}),
     ],
@@ -178,7 +179,7 @@ def test_setting_every_key_but_where_it_runs_changes_something():
     spared = {"score.checkpoints_per_pass", "examples.on_bad_row", "examples.max_rejected", "evaluate.columns"}
     spared |= {"evaluate.held_out", "evaluate.path", "examples.path"}  # unused with a synthetic corpus, or need files
     changes = {
-        "tokens": {"tokenizer": "word_level"},
+        "tokens": {"tokenizer": "word_level", "proxy_template": "plain"},
         "cluster": {"stratify_by": "source"},
         "select": {"method": "random", "budget": 0.77},
         "target": {"engine": "deepspeed", "match": "tokens", "order": "rank", "zero_stage": 1},
@@ -478,7 +479,7 @@ def test_check_rows_without_a_source_where_it_is_needed_are_refused(sections):
 )
 def test_check_numbers_above_the_rows_are_refused(sections, word):
     with pytest.raises(ConfigError, match=word):
-        check_of("tokens", {"rows_kept": 40}, **sections)
+        check_of("tokens", {"rows_in": 40, "rows_kept": 40, "rows_refused": 0}, **sections)
 
 
 @pytest.mark.parametrize(
@@ -491,7 +492,15 @@ def test_check_numbers_above_the_rows_are_refused(sections, word):
     ],
 )
 def test_check_numbers_that_fit_pass(sections):
-    check_of("tokens", {"rows_kept": 40}, **sections)
+    check_of("tokens", {"rows_in": 40, "rows_kept": 40, "rows_refused": 0}, **sections)
+
+
+def test_check_rows_that_the_template_refused_are_bad_rows():
+    counts = {"rows_in": 40, "rows_kept": 39, "rows_refused": 1}
+    with pytest.raises(DataError, match=r"1 of 40 rows are bad.*on_bad_row"):
+        check_of("tokens", counts)
+    tolerant = {"examples": {"path": "rows.jsonl", "on_bad_row": "reject", "max_rejected": 0.05}}
+    check_of("tokens", counts, **tolerant, cluster={"n_clusters": 4})
 
 
 def test_check_share_of_rejected_rows_is_taken_as_it_is_written():
