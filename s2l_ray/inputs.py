@@ -15,6 +15,7 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 import pyarrow.fs as pafs
 
+from s2l_ray import hub
 from s2l_ray.config import InputPath
 from s2l_ray.errors import ConfigError, DataError
 from s2l_ray.formats.sniff import SUPPORTED, declared_format, sniff
@@ -176,7 +177,9 @@ def _kind(path: Path) -> str:
 
 
 def _remote(entry: InputPath, key: str) -> Iterator[InputFile]:
-    filesystem, root = filesystem_of(entry.path, key)
+    of_hub = entry.path.startswith(hub.SCHEME)
+    address = hub.at_commit(entry.path, key) if of_hub else entry.path
+    filesystem, root = filesystem_of(address, key)
     info = filesystem.get_file_info(root)
     if info.type == pafs.FileType.File:
         infos, base = [info], root.rpartition("/")[0]
@@ -189,9 +192,11 @@ def _remote(entry: InputPath, key: str) -> Iterator[InputFile]:
         name = file.path.removeprefix(base).lstrip("/")
         if file.type != pafs.FileType.File or (file is not info and any(map(_is_hidden, name.split("/")))):
             continue
-        uri = entry.path
+        if of_hub and file is not info and declared_format(name) is None:
+            continue  # every data set of the hub has a card beside its data
+        uri = address
         if file is not info:
-            parts = urlsplit(entry.path)
+            parts = urlsplit(address)
             uri = urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{quote(name)}"))
         yield InputFile(uri, name, 0, "jsonl", file.size or 0, file.mtime_ns or 0, entry.source)
 
