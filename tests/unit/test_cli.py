@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import s2l_ray
-from s2l_ray import cli
+from s2l_ray import cli, commands
 from s2l_ray.artifacts import find_artifact
 from s2l_ray.attempts import begin
 from s2l_ray.errors import ArtifactError, ConfigError, DataError, S2LError, StageFailed
@@ -194,7 +194,7 @@ def test_exit_code_of_every_error(capsys, monkeypatch, error, code):
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "load_sparse", fail)
+    monkeypatch.setattr(commands, "load_sparse", fail)
     found, out, err = run(capsys, "plan", QUICKSTART)
     assert (found, out) == (code, "")
     assert err
@@ -204,7 +204,7 @@ def test_interrupt_says_how_to_go_on(capsys, monkeypatch):
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "load_sparse", interrupt)
+    monkeypatch.setattr(commands, "load_sparse", interrupt)
     _, _, err = run(capsys, "plan", QUICKSTART)
     assert "same command" in err
 
@@ -246,7 +246,7 @@ def test_command_leaves_signals_as_they_were_and_an_ignored_one_ignored(monkeypa
     before = {signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN)}
     before[signal.SIGTERM] = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     seen = []
-    monkeypatch.setattr(cli, "load_sparse", lambda *_: seen.append(signal.getsignal(signal.SIGINT)))
+    monkeypatch.setattr(commands, "load_sparse", lambda *_: seen.append(signal.getsignal(signal.SIGINT)))
     try:
         with pytest.raises(AttributeError):
             cli.main(["plan", QUICKSTART])
@@ -262,7 +262,7 @@ def test_fault_of_ours_is_not_swallowed(monkeypatch):
     def fail(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(cli, "load_sparse", fail)
+    monkeypatch.setattr(commands, "load_sparse", fail)
     with pytest.raises(ZeroDivisionError):
         cli.main(["plan", QUICKSTART])
 

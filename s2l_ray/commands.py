@@ -1,0 +1,199 @@
+"""What each command of `s2l` does with its arguments. Heavy modules are imported where they are needed."""
+
+import argparse
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from s2l_ray.errors import ConfigError
+from s2l_ray.experiment import Experiment, Sparse, experiment_of, load_experiment, load_sparse
+from s2l_ray.log import display
+
+Document = Mapping[str, Any]
+"""What a command prints with `--json`."""
+
+
+def _overrides(options: argparse.Namespace) -> list[str]:
+    storage = [f"storage={json.dumps(options.storage, ensure_ascii=False)}"] if options.storage else []
+    return [*options.set, *storage]
+
+
+def _laid_out(options: argparse.Namespace) -> tuple[Sparse, Experiment]:
+    """Return a file and its arms; of a sweep, its trials."""
+    from s2l_ray.sweep import lay_out
+
+    sparse = load_sparse(options.config, _overrides(options))
+    return sparse, lay_out(sparse).experiment if sparse.sweep else experiment_of(sparse)
+
+
+def plan(options: argparse.Namespace) -> Document:
+    """Say what is there, what would run, and why."""
+    from s2l_ray.digests import DigestCache
+    from s2l_ray.graph import examine
+    from s2l_ray.plan import build_pipeline
+    from s2l_ray.storage import Storage
+
+    sparse, experiment = _laid_out(options)
+    storage = Storage.at(experiment.shared.storage)
+    pipeline = build_pipeline(experiment, with_report=not sparse.sweep)
+    states = list(examine(pipeline, storage, DigestCache(storage)))
+    rows = [
+        {
+            "artifact": pipeline.label(state.node),
+            "stage": state.node.stage,
+            "state": "cached" if state.artifact else "will run",
+            "why": state.artifact.uri if state.artifact else state.why,
+        }
+        for state in states
+    ]
+    display.table(["artifact", "stage", "state", "why"], [list(row.values()) for row in rows])
+    missing = sum(state.artifact is None for state in states)
+    verb = "sweep" if sparse.sweep else "run"
+    display.say(f"{len(states) - missing} cached, {missing} to run. Next: s2l {verb} {options.config}")
+    return {"storage": storage.uri, "nodes": rows}
+
+
+def status(options: argparse.Namespace) -> Document:
+    """Say how far a run or a sweep is, wherever it runs."""
+    from s2l_ray.plan import build_pipeline
+    from s2l_ray.status import status
+    from s2l_ray.storage import Storage
+
+    sparse, experiment = _laid_out(options)
+    storage = Storage.at(experiment.shared.storage)
+    lines = [line.as_json() for line in status(build_pipeline(experiment, with_report=not sparse.sweep), storage)]
+    display.table(["artifact", "stage", "state", "says"], [list(line.values()) for line in lines])
+    count = Counter(line["state"] for line in lines)
+    display.say(f"{count['done']} done, {count['at work']} at work, {count['to come']} to come")
+    return {"storage": storage.uri, "nodes": lines}
+
+
+def run(options: argparse.Namespace) -> Document:
+    """Run the experiment, or what is missing of it."""
+    from s2l_ray.plan import build_pipeline, fetch_models
+    from s2l_ray.stages.run import Runner
+    from s2l_ray.storage import Storage
+    from s2l_ray.tracking import check_trackers
+
+    experiment = load_experiment(options.config, _overrides(options))
+    storage = Storage.at(experiment.shared.storage)
+    check_trackers(experiment.shared.tracking)
+    fetch_models(experiment)
+    pipeline = build_pipeline(experiment, with_report=True)
+    if options.until:
+        pipeline = pipeline.until(options.until)
+    result = Runner(pipeline, storage, experiment.shared.resources).run()
+    from s2l_ray.summary import RunSummary
+
+    summary = RunSummary(experiment, pipeline, result, storage)
+    summary.save()
+    summary.show()
+    summary.track()
+    return summary.as_json()
+
+
+def sweep(options: argparse.Namespace, run_missing: bool = True) -> Document:
+    """Try an experiment with many settings, and say which is best."""
+    from s2l_ray.plan import fetch_models
+    from s2l_ray.stages.run_sweep import run_sweep
+    from s2l_ray.storage import Storage
+    from s2l_ray.summary import SweepSummary
+    from s2l_ray.sweep import load_sweep
+
+    sweep = load_sweep(options.config, _overrides(options))
+    fetch_models(sweep.experiment)
+    finished = run_sweep(sweep, Storage.at(sweep.shared.storage), run_missing=run_missing)
+    summary = SweepSummary(finished)
+    summary.show()
+    return summary.as_json()
+
+
+def submit(options: argparse.Namespace) -> Document:
+    """Run the experiment, or its sweep, as a job of a Ray cluster, and follow it."""
+    from s2l_ray.storage import check_outlives_job
+    from s2l_ray.strict_yaml import read_yaml
+
+    sparse, experiment = _laid_out(options)
+    check_outlives_job(experiment.shared.storage)
+    config = os.path.relpath(options.config)
+    if config.startswith(os.pardir):
+        raise ConfigError(
+            f"{options.config} lies outside the current directory, which is all that the job gets. "
+            "Submit from a folder that holds the file and what it names."
+        )
+    words = ["python", "-m", "s2l_ray", "sweep" if sparse.sweep else "run", config]
+    words += [word for line in options.set for word in ("--set", line)]
+    words += ["--storage", options.storage] if options.storage else []
+    words += ["--until", options.until] if options.until else []
+    runtime_env = read_yaml(options.runtime_env) if options.runtime_env else {}
+    if not isinstance(runtime_env, dict):
+        raise ConfigError(f"{options.runtime_env}: found {runtime_env!r}, expected keys such as `env_vars`.")
+    if options.address:
+        os.environ["RAY_API_SERVER_ADDRESS"] = options.address  # where it is set Ray listens to nothing else
+    elif not os.environ.get("RAY_API_SERVER_ADDRESS") and not os.environ.get("RAY_ADDRESS"):
+        # Ray would take whatever cluster it finds on this machine.
+        raise ConfigError(
+            "submit to which cluster? Expected --address, RAY_API_SERVER_ADDRESS or RAY_ADDRESS: the URL of its "
+            "dashboard, e.g. http://127.0.0.1:8265 once its port is forwarded here."
+        )
+    from s2l_ray.stages.submit import submit
+
+    return submit(words, runtime_env, wait=not options.no_wait)
+
+
+def report(options: argparse.Namespace) -> Document:
+    """Write the report of a finished run or sweep anew, and say where it is."""
+    from s2l_ray.digests import DigestCache
+    from s2l_ray.graph import examine
+    from s2l_ray.plan import build_pipeline
+    from s2l_ray.storage import Storage
+
+    sparse = load_sparse(options.config, _overrides(options))
+    if sparse.sweep:
+        return sweep(options, run_missing=False)
+    experiment = experiment_of(sparse)
+    storage = Storage.at(experiment.shared.storage)
+    pipeline = build_pipeline(experiment, with_report=True)
+    missing = [
+        pipeline.label(state.node)
+        for state in examine(pipeline, storage, DigestCache(storage))
+        if state.artifact is None and state.node.stage not in ("diagnose_selection", "write_report")
+    ]
+    if missing:
+        raise ConfigError(
+            f"there is nothing to report yet: {storage.uri} lacks {', '.join(missing[:3])} of this experiment. "
+            f"Run it with `s2l run {options.config}`, which ends with the report."
+        )
+    return run(argparse.Namespace(**vars(options), until=None))
+
+
+def inspect(options: argparse.Namespace) -> Document:
+    """Show an artifact: its summary, inputs and files."""
+    from s2l_ray.summary import inspect_folder
+
+    data = inspect_folder(options.folder)
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            display.say(f"{key}:")
+            for name, item in value.items():
+                display.say(f"  {name}: {item}")
+        else:
+            display.say(f"{key}: {value}")
+    return data
+
+
+def gc(options: argparse.Namespace) -> Document:
+    """Remove what cut-short runs left behind."""
+    from s2l_ray.attempts import orphans
+    from s2l_ray.storage import Storage
+
+    storage = Storage.at(options.storage)
+    found = orphans(storage)
+    for orphan in found:
+        display.say(f"{'would remove' if options.dry_run else 'removing'} {storage.uri_of(*orphan)}")
+        if not options.dry_run:
+            storage.delete_folder(*orphan)
+    display.say(f"{len(found)} abandoned folder{'s' if len(found) != 1 else ''}")
+    return {"removed": ["/".join(o) for o in found], "dry_run": options.dry_run}
