@@ -135,6 +135,11 @@ def _parser() -> ArgumentParser:
         sub.add_argument("--storage", help="where artifacts live; the same as --set storage=...")
         return sub
 
+    init = command(commands.init)
+    init.add_argument("data", nargs="+", help="file, folder, glob or URI; several are a mixture")
+    init.add_argument("--proxy", metavar="MODEL", help="the small model: a Hugging Face id or a folder")
+    init.add_argument("--target", metavar="MODEL", help="the large model")
+    init.add_argument("--output", default="s2l.yaml", metavar="FILE", help="where to write it")
     experiment(command(commands.plan))
     experiment(command(commands.status))
     run = experiment(command(commands.run))

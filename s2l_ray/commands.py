@@ -5,6 +5,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from s2l_ray.errors import ConfigError
@@ -26,6 +27,24 @@ def _laid_out(options: argparse.Namespace) -> tuple[Sparse, Experiment]:
 
     sparse = load_sparse(options.config, _overrides(options))
     return sparse, lay_out(sparse).experiment if sparse.sweep else experiment_of(sparse)
+
+
+def init(options: argparse.Namespace) -> Document:
+    """Look at data and write a first config for it."""
+    from s2l_ray.starter import first_config, look_at
+
+    path = Path(options.output)
+    if path.exists():
+        raise ConfigError(f"{path} exists. Name another file with --output, or remove that one.")
+    look = look_at(options.data)
+    text = first_config(options.data, look, proxy=options.proxy, target=options.target)
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}. Name another file with --output.") from error
+    display.say(text)
+    display.say(f"written to {path}. Next: s2l plan {path}")
+    return {"config": str(path), "rows": len(look.examples), "bad_rows": len(look.rejected), "is_all": look.is_all}
 
 
 def plan(options: argparse.Namespace) -> Document:

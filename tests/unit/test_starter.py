@@ -1,0 +1,107 @@
+"""The first config: what it says of the data, and that it is one."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from s2l_ray import cli
+from s2l_ray.experiment import load_experiment
+from s2l_ray.layouts import detect_layout
+from s2l_ray.plan import build_pipeline
+from s2l_ray.starter import first_config, look_at
+
+ALPACA = {"instruction": "1 + 1?", "output": "2", "source": "sums"}
+CHAT = {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]}
+
+
+@pytest.fixture
+def put(tmp_path):
+    def write(rows, name="rows.jsonl"):
+        file = tmp_path / name
+        file.write_text("".join(json.dumps(row) + "\n" if isinstance(row, dict) else row for row in rows))
+        return str(file)
+
+    return write
+
+
+def init(capsys, *arguments) -> tuple[int, str]:
+    code = cli.main(["init", *arguments])
+    return code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("rows", "arguments"),
+    [
+        ([ALPACA] * 300, []),
+        ([ALPACA] * 3, ["--target", "owner/large"]),
+        ([CHAT] * 30, ["--target", "owner/large"]),
+        ([CHAT] * 30, ["--target", "owner/large", "--proxy", "owner/small"]),
+        ([{"text": "a: b, #c\n" * 500}] * 20, []),
+        ([{"question": "q", "answer": "a"}, "{broken\n"] * 20, []),
+    ],
+)
+def test_first_config_is_a_config_that_plans(capsys, put, tmp_path, rows, arguments):
+    path, output = put(rows, "rows with # signs.jsonl"), tmp_path / "first.yaml"
+    code, said = init(capsys, path, "--output", str(output), *arguments)
+    assert code == 0
+    assert f"s2l plan {output}" in said.replace("\n", "")
+    experiment = load_experiment(output, [f"storage={tmp_path}"])
+    assert list(experiment.arms) == ["random", "s2l"]
+    assert experiment.shared.examples.path == path
+    pipeline = build_pipeline(experiment)
+    assert "subset" in {node.artifact for node in pipeline.nodes}
+
+
+def test_first_config_fits_the_data(put):
+    look = look_at([path := put([ALPACA] * 90 + [ALPACA | {"output": "x" * 1000}] * 10)])
+    text = first_config([path], look, proxy=None, target=None)
+    assert look.is_all
+    assert "n_clusters: 10}" in text
+    assert "max_tokens: 320" in text
+    assert "All 100 rows of 1 file were read: alpaca, by `instruction`, `output`." in text
+    assert "sums 100" in text
+
+
+def test_bad_rows_are_counted_and_the_first_is_named(put):
+    look = look_at([path := put([ALPACA, {"instruction": "a", "output": " "}, ALPACA])])
+    text = first_config([path], look, proxy=None, target=None)
+    assert "1 bad rows among them, the first is rows.jsonl:2: blank_output" in text
+    assert "on_bad_row: reject" in text
+
+
+def test_several_inputs_are_a_mixture_with_a_source_each(put):
+    paths = [put([ALPACA | {"source": None}] * 20, "sums.jsonl"), put([ALPACA | {"source": None}] * 5, "more.jsonl")]
+    look = look_at(paths)
+    assert dict(look.sources) == {"sums": 20, "more": 5}
+    assert 'source: "more"' in first_config(paths, look, proxy=None, target=None)
+
+
+def test_only_the_first_rows_of_long_data_are_read(put, monkeypatch):
+    monkeypatch.setattr("s2l_ray.starter.SAMPLE_ROWS", 10)
+    look = look_at([path := put([ALPACA] * 11)])
+    assert (len(look.examples), look.is_all) == (10, False)
+    assert "n_clusters: 100}" in first_config([path], look, proxy=None, target=None)
+    assert detect_layout(look.files, "auto", {}, key="examples.path") == look.layout
+
+
+def test_file_that_is_there_is_never_overwritten(capsys, put, tmp_path):
+    (output := tmp_path / "first.yaml").write_text("mine")
+    code, said = init(capsys, put([ALPACA]), "--output", str(output))
+    assert (code, output.read_text()) == (2, "mine")
+    assert "exists" in said
+
+
+@pytest.mark.parametrize("data", ["nothing.jsonl", "folder"])
+def test_data_that_cannot_be_read_is_one_message_and_no_file(capsys, tmp_path, data):
+    (tmp_path / "folder").mkdir()
+    output = tmp_path / "first.yaml"
+    code, said = init(capsys, str(tmp_path / data), "--output", str(output))
+    assert (code, output.exists()) == (2, False)
+    assert said.startswith("error: examples.path: ")
+
+
+def test_output_that_cannot_be_written_is_one_message(capsys, put, tmp_path):
+    code, said = init(capsys, put([ALPACA]), "--output", str(Path(tmp_path) / "no" / "first.yaml"))
+    assert code == 2
+    assert "cannot be written" in said
