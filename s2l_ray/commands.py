@@ -47,6 +47,24 @@ def init(options: argparse.Namespace) -> Document:
     return {"config": str(path), "rows": len(look.examples), "bad_rows": len(look.rejected), "is_all": look.is_all}
 
 
+def doctor(options: argparse.Namespace) -> Document:
+    """Say what this machine has, and what would go wrong on it."""
+    from s2l_ray.doctor import check, examine_experiment, examine_machine
+
+    experiment = _laid_out(options)[1] if options.config else None
+    storage = experiment.shared.storage if experiment else options.storage or "./.s2l"
+    findings = list(examine_machine(storage))
+    findings += examine_experiment(experiment) if experiment else []
+    for finding in findings:
+        display.say(f"{finding.state:<8} {finding.topic}: {finding.found}")
+        if finding.advice:
+            display.say(f"{'':<8} -> {finding.advice}")
+    if not options.json:
+        check(findings)
+        display.say(f"no problem found. Next: {f's2l plan {options.config}' if experiment else 's2l init DATA'}")
+    return {"findings": [finding.as_json() for finding in findings]}
+
+
 def plan(options: argparse.Namespace) -> Document:
     """Say what is there, what would run, and why."""
     from s2l_ray.digests import DigestCache
