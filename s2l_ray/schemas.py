@@ -31,7 +31,7 @@ def matrix(table: pa.Table, column: str) -> NDArray[Any]:
 
 
 TURN = pa.struct([("role", pa.string()), ("content", pa.string())])
-"""Roles: system, user, input (the second half of an alpaca prompt), assistant, tool."""
+"""The roles are those of `turns`; tools and calls of tools are JSON."""
 
 EXAMPLES = pa.schema(
     [

@@ -63,6 +63,7 @@ def test_sweep_shares_what_trials_have_in_common_and_a_failed_trial_does_not_sin
     assert made(tmp_path, "target") == len(finished)
 
 
+@pytest.mark.slow
 def test_sweep_with_asha_gives_every_setting_a_seed_and_the_best_all_of_them(tmp_path: Path) -> None:
     config = write_config(
         tmp_path,
@@ -88,6 +89,7 @@ def test_sweep_with_asha_gives_every_setting_a_seed_and_the_best_all_of_them(tmp
     assert any(found == ["finished", "finished"] for found in by_rate.values())
 
 
+@pytest.mark.slow
 def test_sweep_runs_trials_that_start_ray_train_with_deepspeed(tmp_path: Path) -> None:
     config = write_config(
         tmp_path,

@@ -195,6 +195,27 @@ def test_sharded_deepspeed_goes_on_with_as_many_workers_and_refuses_others_with_
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
+def test_proxy_goes_on_with_fewer_workers_from_the_step_that_more_of_them_saved(tmp_path: Path) -> None:
+    storage, steps = tmp_path / "storage", 400
+    config = write_config(tmp_path, proxy={"steps": steps}, select={"method": "paper"})
+    arguments = ("run", str(config), "--json", "--until", "train_proxy")
+    two = ("--set", "resources.train_proxy={workers: 2, cpus: 0.5}")
+    process = subprocess.Popen(command(*arguments, *two), stdout=subprocess.DEVNULL)
+    # The second of the folders: the training state of the first has been saved.
+    wait_for(lambda: len(list(storage.glob("proxy/*/attempt-*/step=*/*.safetensors"))) >= 3, process)
+    process.kill()
+    process.wait()
+    first = min(storage.glob("proxy/*/attempt-*/step=*[1-9]*/*.safetensors"))
+    saved = first.read_bytes()
+    done = run_s2l(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert first.read_bytes() == saved
+    (metrics,) = storage.glob("proxy/*/attempt-*/metrics.jsonl")
+    told = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+    assert told == list(range(told[0], steps + 1, told[0]))
+
+
 def test_two_runs_in_one_storage_make_every_artifact_once(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     arguments = ("run", str(config), "--json", "--until", "tokenize_examples")
