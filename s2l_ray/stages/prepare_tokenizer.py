@@ -36,9 +36,11 @@ def prepare_tokenizer(
     """Train a tokenizer, or take over that of a pretrained model."""
     with tempfile.TemporaryDirectory(prefix="s2l-") as temporary:
         folder = Path(temporary)
+        turn_end = None
         if inputs.examples is None:
             with _one_at_a_time:
                 _take_over(config, folder)
+                turn_end = _turn_end(folder, must_have=config.template == "chat")
         else:
             kind = config.tokens.tokenizer
             with display.progress("train tokenizer", inputs.examples.summary["rows_kept"], "rows") as progress:
@@ -46,7 +48,6 @@ def prepare_tokenizer(
                 tokenizer = train_tokenizer(texts, kind, config.tokens.vocab_size)
             save_tokenizer(tokenizer, folder, config.tokens.max_tokens)
         opened = ExampleTokenizer(folder)
-        turn_end = None if inputs.examples else _turn_end(folder, must_have=config.template == "chat")
         records = output.add_folder(folder, "")
     stops = {opened.eos_id, *([] if turn_end is None else [opened.token_id(turn_end)])}
     summary = {"vocab_size": opened.vocab_size, "eos_id": opened.eos_id, "pad_id": opened.pad_id}
