@@ -212,6 +212,16 @@ class ScoreConfig(Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
 
 
+class TrajectoriesConfig(Section):
+    """Trajectories that were computed elsewhere, in place of the proxy's."""
+
+    path: str | None = None
+    """Parquet (file, folder, glob, URI) with an id and a list of losses per row, or a local folder with a `losses.pt`
+    per checkpoint, as the authors' code writes them; null: a proxy is trained."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Our name (`example_id`, `user_id`, `loss`, `loss_initial`) -> the Parquet files' column."""
+
+
 class ClusterConfig(Section):
     """k-means on the trajectories."""
 
@@ -458,6 +468,7 @@ class Config(Section):
     tokens: TokensConfig = TokensConfig()
     proxy: ProxyConfig = ProxyConfig()
     score: ScoreConfig = ScoreConfig()
+    trajectories: TrajectoriesConfig = TrajectoriesConfig()
     cluster: ClusterConfig = ClusterConfig()
     select: SelectConfig = SelectConfig()
     target: TargetConfig = TargetConfig()
@@ -501,6 +512,16 @@ class Config(Section):
             select = select.model_copy(update={"quota_exponent": 0.0})
         for name, section in (("cluster", cluster), ("select", select), ("target", target)):
             object.__setattr__(self, name, section)
+        return self
+
+    @model_validator(mode="after")
+    def _losses_are_no_hidden_states(self) -> "Config":
+        by_states = self.select.method == "facility_location" or self.cluster.features == "hidden_state"
+        if self.trajectories.path is not None and by_states:
+            raise ValueError(
+                f"select.method {self.select.method} goes by the proxy's hidden states, and trajectories.path brings "
+                "losses only; choose another method, or leave trajectories.path out"
+            )
         return self
 
     @model_validator(mode="after")

@@ -23,6 +23,7 @@ STAGES = {
     "tokenize_examples": 2,
     "train_proxy": 1,
     "score_examples": 1,
+    "import_trajectories": 1,
     "embed_examples": 1,
     "cluster_trajectories": 1,
     "select_subset": 1,

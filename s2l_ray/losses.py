@@ -6,7 +6,7 @@ Legend: N examples, B batch, L tokens, R response tokens of a batch, D width, V 
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -186,4 +186,9 @@ def _mean_per_token(forward: _Forward, batch_tokens: int) -> NDArray[np.float32]
     sum_N = np.empty((len(rows), *sums[0].shape[1:]), dtype=np.float64)
     sum_N[np.concatenate(batches)] = np.concatenate(sums)
     count_N = rows.num_response_tokens_N.reshape(-1, *[1] * (sum_N.ndim - 1))
-    return np.asarray(np.round(sum_N / count_N / LOSS_GRID) * LOSS_GRID, dtype=np.float32)
+    return rounded(sum_N / count_N)
+
+
+def rounded(loss: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    """Return losses on the grid, on which sums of them are exact in float64."""
+    return np.asarray(np.round(loss.astype(np.float64) / LOSS_GRID) * LOSS_GRID, dtype=np.float32)

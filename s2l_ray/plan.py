@@ -12,6 +12,7 @@ from s2l_ray.config import Config, ModelConfig, ModelKey, Section, derive_seed
 from s2l_ray.digests import OutsideFile, model_files
 from s2l_ray.experiment import Experiment
 from s2l_ray.graph import STAGES, Check, Node, Outside, Pipeline
+from s2l_ray.imported import find_losses
 from s2l_ray.input_files import InputFile
 from s2l_ray.inputs import find_inputs
 from s2l_ray.models import is_pretrained, pinned, pretrained_folder
@@ -19,6 +20,7 @@ from s2l_ray.needs import CLUSTERED, Needs
 from s2l_ray.stage_settings import (
     DiagnoseSettings,
     EvaluateSettings,
+    ImportSettings,
     PrepareSettings,
     ProxySettings,
     ReportSettings,
@@ -131,7 +133,7 @@ def fetch_models(experiment: Experiment) -> None:
         ConfigError: one cannot be fetched.
     """
     for config in experiment.arms.values():
-        for key, model in (("proxy", config.proxy), ("target", config.target)):
+        for key, model in _models(config):
             outside = _model_outside(pinned(model), key)
             if outside is not None and outside.is_unfetched:
                 pretrained_folder(model, key)
@@ -149,15 +151,18 @@ def _arm_nodes(config: Config, files: Mapping[Any, tuple[InputFile, ...]]) -> di
         inputs={"examples": examples, "eval_examples": eval_examples},
     )
     drops = config.examples.decontaminate == "drop"
-    models: tuple[tuple[ModelKey, ModelConfig], ...] = (("proxy", config.proxy), ("target", config.target))
-    for key, model in models:
+    for key, model in _models(config):
         nodes[f"{key}_tokenizer"] = tokenizer = _tokenizer_node(config, key, model, examples)
         nodes[f"{key}_tokens"] = _tokens_node(config, key, examples, tokenizer, overlap if drops else None)
     nodes["eval_tokens"] = _tokens_node(config, "target", eval_examples, nodes["target_tokenizer"])
+    # Whoever brings trajectories has no proxy here, and its rows are those that the target can be trained on.
+    nodes.setdefault("proxy_tokens", nodes["target_tokens"])
     selecting = {"examples": examples, "proxy_tokens": nodes["proxy_tokens"], "target_tokens": nodes["target_tokens"]}
     method = config.select.method
     if method in CLUSTERED or method in SCORED or method == "facility_location":
-        nodes |= _proxy_nodes(config, examples, nodes["proxy_tokens"], nodes["proxy_tokenizer"])
+        nodes |= _imported_nodes(config, nodes) if config.trajectories.path else _proxy_nodes(config, nodes)
+        if method in CLUSTERED:
+            nodes["clusters"] = _clusters_node(config, nodes)
         selecting |= {name: nodes[name] for name in ("clusters", "trajectories", "hidden_states") if name in nodes}
     if method in CLUSTERED:
         # The ranking follows from the clusters alone.
@@ -206,12 +211,13 @@ def _arm_nodes(config: Config, files: Mapping[Any, tuple[InputFile, ...]]) -> di
 def _diagnostics_node(config: Config, nodes: Mapping[str, Node]) -> Node:
     names = ("examples", "proxy_tokens", "proxy_tokenizer", "proxy", "trajectories", "clusters")
     of_target = ("subset", "target", "target_tokens", "target_tokenizer")
+    inputs = {name: nodes[name] for name in (*names, *of_target) if name in nodes}
     return Node(
         artifact="diagnostics",
         stage="diagnose_selection",
         config=DiagnoseSettings(config.report.sample, config.cluster, config.target.precision),
         settings={"sample": config.report.sample, "cluster": _settings(config.cluster, without=("seed",))},
-        inputs={name: nodes[name] for name in (*names, *of_target)},
+        inputs=inputs,
         seed=config.cluster.seed or 0,
     )
 
@@ -227,9 +233,33 @@ def _report_node(experiment: Experiment, inputs: Mapping[str, Node]) -> Node:
     )
 
 
-def _proxy_nodes(config: Config, examples: Node, tokens: Node, tokenizer: Node) -> dict[str, Node]:
+def _models(config: Config) -> list[tuple[ModelKey, ModelConfig]]:
+    """Return the models that are used: none is watched where trajectories are brought along."""
+    proxy: list[tuple[ModelKey, ModelConfig]] = [] if config.trajectories.path else [("proxy", config.proxy)]
+    return [*proxy, ("target", config.target)]
+
+
+def _imported_nodes(config: Config, nodes: Mapping[str, Node]) -> dict[str, Node]:
+    """Lay out the trajectories that were computed elsewhere."""
+    assert config.trajectories.path is not None
+    files = find_losses(config.trajectories.path)
+    inputs = {"examples": nodes["examples"], "tokens": nodes["target_tokens"]}
+    if config.evaluate.path is None:
+        inputs["held_out"] = nodes["eval_examples"]
+    imported = Node(
+        artifact="trajectories",
+        stage="import_trajectories",
+        config=ImportSettings(files, config.trajectories.columns),
+        settings={"columns": config.trajectories.columns},
+        inputs=inputs,
+        outside=Outside(config.trajectories.path, files),
+    )
+    return {"trajectories": imported}
+
+
+def _proxy_nodes(config: Config, made: Mapping[str, Node]) -> dict[str, Node]:
     """Lay out what the selector learns from the proxy, and no more."""
-    method = config.select.method
+    method, tokens, tokenizer = config.select.method, made["proxy_tokens"], made["proxy_tokenizer"]
     proxy = Node(
         artifact="proxy",
         stage="train_proxy",
@@ -242,8 +272,7 @@ def _proxy_nodes(config: Config, examples: Node, tokens: Node, tokenizer: Node) 
     nodes = {"proxy": proxy}
     scoring = {"tokens": tokens, "tokenizer": tokenizer, "proxy": proxy}
     scored = _settings(config.score, without=("checkpoints_per_pass",))
-    embeds = method == "facility_location" or (method in CLUSTERED and config.cluster.features == "hidden_state")
-    if embeds:
+    if method == "facility_location" or (method in CLUSTERED and config.cluster.features == "hidden_state"):
         nodes["hidden_states"] = Node(
             artifact="hidden_states", stage="embed_examples", config=config.score, settings=scored, inputs=scoring
         )
@@ -251,17 +280,19 @@ def _proxy_nodes(config: Config, examples: Node, tokens: Node, tokenizer: Node) 
         nodes["trajectories"] = Node(
             artifact="trajectories", stage="score_examples", config=config.score, settings=scored, inputs=scoring
         )
-    if method in CLUSTERED:
-        clustering = {"trajectories": nodes["trajectories"], "examples": examples}
-        nodes["clusters"] = Node(
-            artifact="clusters",
-            stage="cluster_trajectories",
-            config=config.cluster,
-            settings=_settings(config.cluster, without=("seed",)),
-            inputs=clustering | ({"hidden_states": nodes["hidden_states"]} if embeds else {}),
-            seed=config.cluster.seed or 0,
-        )
     return nodes
+
+
+def _clusters_node(config: Config, nodes: Mapping[str, Node]) -> Node:
+    names = ("trajectories", "examples", "hidden_states")
+    return Node(
+        artifact="clusters",
+        stage="cluster_trajectories",
+        config=config.cluster,
+        settings=_settings(config.cluster, without=("seed",)),
+        inputs={name: nodes[name] for name in names if name in nodes},
+        seed=config.cluster.seed or 0,
+    )
 
 
 def _examples_node(config: Config, files: tuple[InputFile, ...]) -> Node:

@@ -16,6 +16,7 @@ from s2l_ray.config import (
     TemplateName,
     TokensConfig,
 )
+from s2l_ray.digests import OutsideFile
 from s2l_ray.input_files import InputFile
 
 
@@ -60,6 +61,14 @@ class ProxySettings:
 
     model: ProxyConfig
     max_tokens: int
+
+
+@dataclass(frozen=True)
+class ImportSettings:
+    """Which trajectories `import_trajectories` is to read."""
+
+    files: tuple[OutsideFile, ...]
+    columns: Mapping[str, str]
 
 
 @dataclass(frozen=True)

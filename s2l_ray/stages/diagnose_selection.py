@@ -55,14 +55,15 @@ class Inputs:
 
     examples: Artifact
     proxy_tokens: Artifact
-    proxy_tokenizer: Artifact
-    proxy: Artifact
     trajectories: Artifact
     clusters: Artifact
     subset: Artifact
     target: Artifact
     target_tokens: Artifact
     target_tokenizer: Artifact
+    proxy: Artifact | None = None
+    """None, as its tokenizer, where the trajectories come from elsewhere."""
+    proxy_tokenizer: Artifact | None = None
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,8 @@ class RunCheck:
         }
 
     def _proxy(self, piece: Piece) -> Receipt:
+        assert self.inputs.proxy is not None
+        assert self.inputs.proxy_tokenizer is not None
         model = load_model(self.inputs.proxy, schemas.step_folder(piece.step))
         rows, label_M = self._sample(self.inputs.proxy_tokens)
         return [], self._similarity(model, rows, label_M, self.inputs.proxy_tokenizer)
@@ -248,10 +251,11 @@ def diagnose_selection(
     judge = JudgeHealth(inputs, float(initial_N.mean(dtype=np.float64)), learned, output)
     judged = map_shards(judge, shards, output, pool, label="judge trajectories")
     checks = [Piece("clusterings", CLUSTERING_ROWS)]
-    if config.sample:
+    if config.sample and inputs.proxy is not None:
         steps = inputs.proxy.summary["checkpoint_steps"]
         middle, last = steps[(len(steps) - 1) // 2], steps[-1]
         checks += [Piece(f"proxy-{step}", config.sample, step) for step in dict.fromkeys((middle, last))]
+    if config.sample:
         checks.append(Piece("target", config.sample))
     work = RunCheck(inputs, config, pool, seed, output)
     checked = map_shards(work, checks, output, pool, label="check clusters")

@@ -192,7 +192,7 @@ def _clustering(arms: Sequence[str], made: Mapping[str, Artifact], config: Confi
         )
         for row in clusters.read_table("centroids.parquet").to_pylist()
     ]
-    steps = np.array(made["proxy"].summary["checkpoint_steps"])
+    steps = np.array(made["trajectories"].summary["checkpoint_steps"])
     columns = window_columns(config.cluster.window, len(steps))
     reasons = (DUPLICATE, NOT_LEARNED)
     aside = {reason: clusters.summary.get(f"rows_{reason.replace(' ', '_')}") for reason in reasons}

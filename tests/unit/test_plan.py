@@ -5,6 +5,8 @@ from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -120,6 +122,19 @@ def test_selector_on_trajectories_trains_a_proxy(method):
     assert {"proxy", "trajectories", "clusters"} <= set(by_artifact(pipeline_of("", f"select.method={method}")))
 
 
+def test_trajectories_from_elsewhere_take_the_place_of_the_proxy(tmp_path):
+    pq.write_table(pa.table({"example_id": [1], "loss": [[1.0]]}), tmp_path / "losses.parquet")
+    path = f"trajectories.path={tmp_path / 'losses.parquet'}"
+    pipeline = pipeline_of("", path)
+    assert "proxy" not in by_artifact(pipeline)
+    assert node_of(pipeline, "trajectories").stage == "import_trajectories"
+    renamed = pipeline_of("", path, "trajectories.columns={loss: curve}")
+    assert changed_artifacts(pipeline, renamed) == AFTER_SCORING
+    assert changed_artifacts(pipeline, pipeline_of("", path, "proxy.epochs=1")) == set()
+    with pytest.raises(ConfigError, match="hidden states"):
+        laid_out("", path, "select.method=facility_location")
+
+
 # ------------------------------------------------------------------------------------------------ what a change changes
 
 AFTER_SUBSET = {"subset", "target", "scores", "comparison"}
@@ -188,7 +203,7 @@ def test_setting_every_key_but_where_it_runs_changes_something():
     }
     base, silent = pipeline_of(), []
     for section, field in Config.model_fields.items():
-        if section in where or section == "seed":
+        if section in where or section in ("seed", "trajectories"):  # the latter need files, above
             continue
         for key, leaf in field.annotation.model_fields.items():
             current = getattr(getattr(laid_out().shared, section), key)
