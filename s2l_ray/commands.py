@@ -131,6 +131,31 @@ def run(options: argparse.Namespace) -> Document:
     return summary.as_json()
 
 
+def extend(options: argparse.Namespace) -> Document:
+    """Take rows that came later into a subset, by its proxy and its clusters; nothing is trained."""
+    from s2l_ray.digests import DigestCache
+    from s2l_ray.experiment import parse_override
+    from s2l_ray.extension import arm_to_extend, build_extension
+    from s2l_ray.graph import examine
+    from s2l_ray.stages.run import Runner
+    from s2l_ray.storage import Storage
+    from s2l_ray.summary import ExtensionSummary
+
+    experiment = load_experiment(options.config, _overrides(options))
+    budget = parse_override(f"select.budget={options.budget}")[1] if options.budget else None
+    pipeline = build_extension(experiment, arm_to_extend(experiment, options.arm), options.rows, budget)
+    storage = Storage.at(experiment.shared.storage)
+    states = {state.node.artifact: state for state in examine(pipeline, storage, DigestCache(storage))}
+    if states["subset"].artifact is None:
+        raise ConfigError(
+            f"{storage.uri} holds no subset of this experiment to extend ({states['subset'].why}). Expected the config "
+            f"and the data of a run that is there; make one with `s2l run {options.config}`."
+        )
+    summary = ExtensionSummary(pipeline, Runner(pipeline, storage, experiment.shared.resources).run())
+    summary.show()
+    return summary.as_json()
+
+
 def sweep(options: argparse.Namespace, run_missing: bool = True) -> Document:
     """Try an experiment with many settings, and say which is best."""
     from s2l_ray.plan import fetch_models

@@ -26,6 +26,7 @@ STAGES = {
     "import_trajectories": 1,
     "embed_examples": 1,
     "cluster_trajectories": 1,
+    "assign_trajectories": 1,
     "select_subset": 1,
     "finetune_target": 1,
     "evaluate_target": 1,

@@ -72,11 +72,8 @@ def build_pipeline(experiment: Experiment, files: InputListing | None = None, *,
     reported: dict[str, Node] = {}
     checks: dict[str, list[Check]] = {}
     for arm, given in experiment.arms.items():
-        config = _settled(given)
-        for path, key in ((config.examples.path, "examples.path"), (config.evaluate.path, "evaluate.path")):
-            if path is not None and path not in files:
-                files[path] = find_inputs(path, key=key)
-        of_arm = _arm_nodes(config, files)
+        config = settled(given)
+        of_arm = arm_nodes(config, list_inputs(config, files))
         if with_report and "clusters" in of_arm:
             of_arm["diagnostics"] = _diagnostics_node(config, of_arm)
         for name, node in of_arm.items():
@@ -106,7 +103,15 @@ def build_pipeline(experiment: Experiment, files: InputListing | None = None, *,
     )
 
 
-def _settled(config: Config) -> Config:
+def list_inputs(config: Config, files: InputListing) -> InputListing:
+    """Add the files of an arm's inputs to those that were listed before, and return them all."""
+    for path, key in ((config.examples.path, "examples.path"), (config.evaluate.path, "evaluate.path")):
+        if path is not None and path not in files:
+            files[path] = find_inputs(path, key=key)
+    return files
+
+
+def settled(config: Config) -> Config:
     """Replace what is left open, so that a fingerprint says what is computed: hub commits, and `precision: auto`."""
     resources = config.resources
 
@@ -139,7 +144,8 @@ def fetch_models(experiment: Experiment) -> None:
                 pretrained_folder(model, key)
 
 
-def _arm_nodes(config: Config, files: Mapping[Any, tuple[InputFile, ...]]) -> dict[str, Node]:
+def arm_nodes(config: Config, files: Mapping[Any, tuple[InputFile, ...]]) -> dict[str, Node]:
+    """Lay out the nodes of one arm, by name, up to its scores."""
     data = files.get(config.examples.path, ())
     nodes = {"examples": (examples := _examples_node(config, data))}
     nodes["eval_examples"] = eval_examples = _eval_examples_node(config, files, examples)
@@ -153,8 +159,8 @@ def _arm_nodes(config: Config, files: Mapping[Any, tuple[InputFile, ...]]) -> di
     drops = config.examples.decontaminate == "drop"
     for key, model in _models(config):
         nodes[f"{key}_tokenizer"] = tokenizer = _tokenizer_node(config, key, model, examples)
-        nodes[f"{key}_tokens"] = _tokens_node(config, key, examples, tokenizer, overlap if drops else None)
-    nodes["eval_tokens"] = _tokens_node(config, "target", eval_examples, nodes["target_tokenizer"])
+        nodes[f"{key}_tokens"] = tokens_node(config, key, examples, tokenizer, overlap if drops else None)
+    nodes["eval_tokens"] = tokens_node(config, "target", eval_examples, nodes["target_tokenizer"])
     # Whoever brings trajectories has no proxy here, and its rows are those that the target can be trained on.
     nodes.setdefault("proxy_tokens", nodes["target_tokens"])
     selecting = {"examples": examples, "proxy_tokens": nodes["proxy_tokens"], "target_tokens": nodes["target_tokens"]}
@@ -171,7 +177,7 @@ def _arm_nodes(config: Config, files: Mapping[Any, tuple[InputFile, ...]]) -> di
         artifact="subset",
         stage="select_subset",
         config=SelectSettings(config.select, data),
-        settings=_settings(config.select, without=("seed",)),
+        settings=settings_of(config.select, without=("seed",)),
         inputs=selecting,
         seed=config.select.seed or 0,
         # The rows are copied whole from the input, and not every column of it has gone into the examples.
@@ -181,7 +187,7 @@ def _arm_nodes(config: Config, files: Mapping[Any, tuple[InputFile, ...]]) -> di
         artifact="target",
         stage="finetune_target",
         config=TargetSettings(config.target, config.tokens.max_tokens),
-        settings={**_settings(config.target, without=("seed",)), "max_tokens": config.tokens.max_tokens},
+        settings={**settings_of(config.target, without=("seed",)), "max_tokens": config.tokens.max_tokens},
         inputs={
             "subset": nodes["subset"],
             "tokens": nodes["target_tokens"],
@@ -195,7 +201,7 @@ def _arm_nodes(config: Config, files: Mapping[Any, tuple[InputFile, ...]]) -> di
         stage="evaluate_target",
         config=EvaluateSettings(config.evaluate, config.target.precision),
         settings={
-            **_settings(config.evaluate, without=("path", "columns", "held_out")),
+            **settings_of(config.evaluate, without=("path", "columns", "held_out")),
             "precision": config.target.precision,
         },
         inputs={
@@ -216,7 +222,7 @@ def _diagnostics_node(config: Config, nodes: Mapping[str, Node]) -> Node:
         artifact="diagnostics",
         stage="diagnose_selection",
         config=DiagnoseSettings(config.report.sample, config.cluster, config.target.precision),
-        settings={"sample": config.report.sample, "cluster": _settings(config.cluster, without=("seed",))},
+        settings={"sample": config.report.sample, "cluster": settings_of(config.cluster, without=("seed",))},
         inputs=inputs,
         seed=config.cluster.seed or 0,
     )
@@ -228,7 +234,7 @@ def _report_node(experiment: Experiment, inputs: Mapping[str, Node]) -> Node:
         artifact="report",
         stage="write_report",
         config=ReportSettings(experiment.shared.report, experiment.arms, experiment.name, text),
-        settings={**_settings(experiment.shared.report), "name": experiment.name, "text": text},
+        settings={**settings_of(experiment.shared.report), "name": experiment.name, "text": text},
         inputs=inputs,
     )
 
@@ -264,14 +270,14 @@ def _proxy_nodes(config: Config, made: Mapping[str, Node]) -> dict[str, Node]:
         artifact="proxy",
         stage="train_proxy",
         config=ProxySettings(config.proxy, config.tokens.max_tokens),
-        settings={**_settings(config.proxy, without=("seed",)), "max_tokens": config.tokens.max_tokens},
+        settings={**settings_of(config.proxy, without=("seed",)), "max_tokens": config.tokens.max_tokens},
         inputs={"tokens": tokens, "tokenizer": tokenizer},
         seed=config.proxy.seed or 0,
         outside=_model_outside(config.proxy, "proxy"),
     )
     nodes = {"proxy": proxy}
     scoring = {"tokens": tokens, "tokenizer": tokenizer, "proxy": proxy}
-    scored = _settings(config.score, without=("checkpoints_per_pass",))
+    scored = settings_of(config.score, without=("checkpoints_per_pass",))
     if method == "facility_location" or (method in CLUSTERED and config.cluster.features == "hidden_state"):
         nodes["hidden_states"] = Node(
             artifact="hidden_states", stage="embed_examples", config=config.score, settings=scored, inputs=scoring
@@ -289,7 +295,7 @@ def _clusters_node(config: Config, nodes: Mapping[str, Node]) -> Node:
         artifact="clusters",
         stage="cluster_trajectories",
         config=config.cluster,
-        settings=_settings(config.cluster, without=("seed",)),
+        settings=settings_of(config.cluster, without=("seed",)),
         inputs={name: nodes[name] for name in names if name in nodes},
         seed=config.cluster.seed or 0,
     )
@@ -303,10 +309,10 @@ def _examples_node(config: Config, files: tuple[InputFile, ...]) -> Node:
         config=PrepareSettings(
             config.examples, files, "train", held_out, derive_seed(config.seed, "synthetic"), "examples"
         ),
-        settings={**_settings(config.examples, without=NOT_IN_BYTES), "held_out": held_out},
+        settings={**settings_of(config.examples, without=NOT_IN_BYTES), "held_out": held_out},
         inputs={},
         seed=derive_seed(config.seed, "synthetic") if config.examples.synthetic else 0,
-        outside=_files_outside(files),
+        outside=files_outside(files),
     )
 
 
@@ -334,9 +340,9 @@ def _eval_examples_node(config: Config, files: Mapping[Any, tuple[InputFile, ...
         artifact="eval_examples",
         stage="prepare_examples",
         config=PrepareSettings(section, listed, "all", 0.0, 0, "evaluate"),
-        settings={**_settings(section, without=NOT_IN_BYTES), "part": "all"},
+        settings={**settings_of(section, without=NOT_IN_BYTES), "part": "all"},
         inputs={},
-        outside=_files_outside(listed),
+        outside=files_outside(listed),
     )
 
 
@@ -344,7 +350,7 @@ def _tokenizer_node(config: Config, key: ModelKey, model: ModelConfig, examples:
     pretrained = is_pretrained(model)
     template = config.tokens.template_of(key)
     # Two fresh models share one tokenizer; a pretrained one brings its own, whatever `tokens` says of training.
-    trained = {**_settings(config.tokens, without=("proxy_template",)), "template": template}
+    trained = {**settings_of(config.tokens, without=("proxy_template",)), "template": template}
     return Node(
         artifact="tokenizer",
         stage="prepare_tokenizer",
@@ -355,7 +361,8 @@ def _tokenizer_node(config: Config, key: ModelKey, model: ModelConfig, examples:
     )
 
 
-def _tokens_node(config: Config, key: ModelKey, examples: Node, tokenizer: Node, overlap: Node | None = None) -> Node:
+def tokens_node(config: Config, key: ModelKey, examples: Node, tokenizer: Node, overlap: Node | None = None) -> Node:
+    """Lay out the tokens of some examples for one of the models."""
     template = config.tokens.template_of(key)
     return Node(
         artifact="tokens",
@@ -366,11 +373,13 @@ def _tokens_node(config: Config, key: ModelKey, examples: Node, tokenizer: Node,
     )
 
 
-def _settings(section: Section, without: tuple[str, ...] = ()) -> dict[str, Any]:
+def settings_of(section: Section, without: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return what of a section changes the bytes."""
     return section.model_dump(mode="python", exclude=set(without))
 
 
-def _files_outside(files: tuple[InputFile, ...]) -> Outside | None:
+def files_outside(files: tuple[InputFile, ...]) -> Outside | None:
+    """Return input files as what a node reads beside artifacts."""
     if not files:
         return None
     listed = tuple(OutsideFile(f.path, f.name, f.bytes, f.modified_ns) for f in files)

@@ -177,7 +177,22 @@ def cluster_keys(stratum_N: Labels, cluster_id_N: IntArray) -> npt.NDArray[np.in
     return key_N
 
 
-def balanced_rank(cluster_N: Labels, draw_N: IntArray, tie_N: IntArray, exponent: float = 0.0) -> Rank:
+@dataclass(frozen=True)
+class Earlier:
+    """What an earlier selection left behind in the cluster of each row.
+
+    Attributes:
+        size_N: int64 [N], rows that the cluster had.
+        taken_N: int64 [N], how many of them were taken.
+    """
+
+    size_N: npt.NDArray[np.int64]
+    taken_N: npt.NDArray[np.int64]
+
+
+def balanced_rank(
+    cluster_N: Labels, draw_N: IntArray, tie_N: IntArray, exponent: float = 0.0, earlier: Earlier | None = None
+) -> Rank:
     """Rank rows so that every prefix is shared over the clusters as evenly as their sizes allow.
 
     Inside a cluster the order is that of the draw. The j-th row (from 0) of a cluster of n rows has the key
@@ -191,6 +206,8 @@ def balanced_rank(cluster_N: Labels, draw_N: IntArray, tie_N: IntArray, exponent
         draw_N: from `draw_hash`.
         tie_N: unique integers.
         exponent: 0 to 1.
+        earlier: where the rows join clusters of which some rows were taken before: those count as the first of
+            their cluster, so that the quotas are topped up.
 
     Returns:
         rank int64 [N].
@@ -209,8 +226,11 @@ def balanced_rank(cluster_N: Labels, draw_N: IntArray, tie_N: IntArray, exponent
         )
     _, cluster_code_N, size_K = np.unique(cluster_N, return_inverse=True, return_counts=True)
     position_N = position_in_group(cluster_code_N, (draw_N, tie_N))
-    key_N = _level(position_N, size_K[cluster_code_N], exponent)
-    return rank_by(key_N, -size_K[cluster_code_N], -cluster_code_N, position_N)
+    size_N = size_K[cluster_code_N]
+    if earlier is not None:
+        size_N, position_N = size_N + earlier.size_N, position_N + earlier.taken_N
+    key_N = _level(position_N, size_N, exponent)
+    return rank_by(key_N, -size_N, -cluster_code_N, position_N)
 
 
 def official_rank(source_N: Labels, cluster_N: IntArray, draw_N: IntArray, tie_N: IntArray) -> Rank:

@@ -125,6 +125,36 @@ class RunSummary:
 
 
 @dataclass(frozen=True)
+class ExtensionSummary:
+    """The end of an extension."""
+
+    pipeline: Pipeline
+    result: "RunResult"
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the summary as plain data."""
+        assigned, extension = self._made("assignments").summary, self._made("extension")
+        return {
+            "rows": extension.summary["rows"],
+            "rows_assigned": assigned["rows"],
+            "rows_set_aside": assigned["rows_set_aside"],
+            "drift": assigned["drift"],
+            "extension": extension.uri_of("rows"),
+            "ran": self.result.ran,
+        }
+
+    def show(self) -> None:
+        """Print the summary."""
+        found = self.as_json()
+        for reason, count in found["rows_set_aside"].items():
+            display.say(f"{count} rows set aside: {reason}")
+        display.say(f"{found['rows']} of {found['rows_assigned']} new rows join the subset: {found['extension']}")
+
+    def _made(self, artifact: str) -> Artifact:
+        return next(self.result.artifacts[node.key] for node in self.pipeline.nodes if node.artifact == artifact)
+
+
+@dataclass(frozen=True)
 class SweepSummary:
     """The end of a sweep, for a person or for a program."""
 

@@ -24,6 +24,7 @@ from s2l_ray.inputs import find_inputs
 from s2l_ray.log import display
 from s2l_ray.raw_rows import copy_rows
 from s2l_ray.sampling import (
+    Earlier,
     ScoredMethod,
     balanced_rank,
     cluster_keys,
@@ -65,6 +66,9 @@ class Inputs:
     clusters: Artifact | None = None
     trajectories: Artifact | None = None
     hidden_states: Artifact | None = None
+    frozen: Artifact | None = None
+    """The clusters that the rows join, where they came later, and what was taken of them."""
+    taken: Artifact | None = None
 
 
 @dataclass(frozen=True)
@@ -148,8 +152,8 @@ def select_subset(
 def _check_left(n_wanted: int | None, n_pool: int, n_left: int) -> None:
     if n_wanted is not None and n_wanted > n_left:
         raise ConfigError(
-            f"select.budget asks for {n_wanted} of {n_pool} rows, but the guard set {n_pool - n_left} aside and left "
-            f"{n_left}. Lower select.budget to {n_left} rows or less, or set cluster.guard to null."
+            f"the budget asks for {n_wanted} of {n_pool} rows, but {n_pool - n_left} were set aside and {n_left} are "
+            f"left. Lower it to {n_left} rows or less, or, where the guard set rows aside, set cluster.guard to null."
         )
 
 
@@ -196,9 +200,8 @@ def _rank(pool: Pool, select: SelectConfig, inputs: Inputs, n_wanted: int) -> ND
     draw_N, tie_N = pool.draw_N, pool.example_id_N
     match select.method:
         case "paper" | "guarded" | "embedding_kmeans":
-            return balanced_rank(
-                cluster_keys(pool.stratum_N, pool.cluster_id_N), draw_N, tie_N, select.quota_exponent or 0.0
-            )
+            cluster_N = cluster_keys(pool.stratum_N, pool.cluster_id_N)
+            return balanced_rank(cluster_N, draw_N, tie_N, select.quota_exponent or 0.0, _earlier(pool, inputs))
         case "official":
             return official_rank(pool.source_N, pool.cluster_id_N, draw_N, tie_N)
         case "random_per_source":
@@ -209,6 +212,20 @@ def _rank(pool: Pool, select: SelectConfig, inputs: Inputs, n_wanted: int) -> ND
             return _facility_location_rank(pool, inputs, n_wanted)
         case _:
             return score_rank(_score(pool, select.method, inputs), draw_N, tie_N)
+
+
+def _earlier(pool: Pool, inputs: Inputs) -> Earlier | None:
+    """Count what each row's cluster held and gave before the rows came."""
+    if inputs.frozen is None or inputs.taken is None:
+        return None
+    counts = []
+    for artifact, prefix in ((inputs.frozen, "assignments-"), (inputs.taken, "subset.parquet")):
+        table = artifact.read_table(prefix, ["stratum", "cluster_id"])
+        strata = np.concatenate([pool.stratum_N, table.column("stratum").to_numpy(zero_copy_only=False)])
+        key_N = cluster_keys(strata, np.concatenate([pool.cluster_id_N, table.column("cluster_id").to_numpy()]))
+        earlier_K = np.bincount(key_N[len(pool) :], minlength=int(key_N.max()) + 1)
+        counts.append(earlier_K[key_N[: len(pool)]])
+    return Earlier(*counts)
 
 
 def _score(pool: Pool, method: ScoredMethod, inputs: Inputs) -> NDArray[np.float64]:

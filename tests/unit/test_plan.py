@@ -17,6 +17,7 @@ from s2l_ray.config import Config
 from s2l_ray.digests import DigestCache
 from s2l_ray.errors import ConfigError, DataError, S2LError
 from s2l_ray.experiment import Experiment, experiment_of, load_experiment, parse_sparse
+from s2l_ray.extension import arm_to_extend, build_extension
 from s2l_ray.graph import STAGES, Node, Pipeline, examine
 from s2l_ray.needs import Needs
 from s2l_ray.plan import build_pipeline
@@ -133,6 +134,34 @@ def test_trajectories_from_elsewhere_take_the_place_of_the_proxy(tmp_path):
     assert changed_artifacts(pipeline, pipeline_of("", path, "proxy.epochs=1")) == set()
     with pytest.raises(ConfigError, match="hidden states"):
         laid_out("", path, "select.method=facility_location")
+
+
+def test_extension_trains_nothing_and_scores_its_own_rows_only(tmp_path):
+    experiment = laid_out(ARMS)
+    pipeline = build_extension(experiment, arm_to_extend(experiment, None), str(rows_file(tmp_path)))
+    counts = Counter(node.artifact for node in pipeline.nodes)
+    once = dict.fromkeys(("proxy", "clusters", "subset", "assignments", "extension", "tokenizer"), 1)
+    assert counts == {**once, "examples": 2, "trajectories": 2, "tokens": 2}
+    run = build_pipeline(experiment)
+    assert {node.key for node in pipeline.nodes if node.artifact in ("proxy", "clusters", "subset")} <= {
+        node.key for node in run.nodes
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "arm", "words"),
+    [
+        (ARMS, "nobody", "there is no such arm"),
+        (ARMS, "random", "cannot be extended"),
+        ("arms: {a: {select.method: paper}, b: {select.method: guarded}}", None, "a, b of a, b can be"),
+        ("select: {method: random}", None, "No arm of main can be"),
+        ("select: {budget: 50}", None, "says nothing of new rows"),
+    ],
+)
+def test_extension_of_what_has_no_quotas_is_refused(tmp_path, text, arm, words):
+    experiment = laid_out(text)
+    with pytest.raises(ConfigError, match=words):
+        build_extension(experiment, arm_to_extend(experiment, arm), str(rows_file(tmp_path)))
 
 
 # ------------------------------------------------------------------------------------------------ what a change changes

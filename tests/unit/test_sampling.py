@@ -104,6 +104,32 @@ def test_balanced_rank_inside_a_cluster_follows_the_draw(size_K, seed, exponent)
         np.testing.assert_array_equal(rows[np.argsort(draw[rows])], rows[np.argsort(rank[rows])])
 
 
+@given(cluster_sizes, seeds, exponents, st.data())
+def test_balanced_rank_of_rows_that_came_later_takes_where_a_quota_falls_short(size_K, seed, exponent, data):
+    n_clusters = len(size_K)
+    had = np.array(data.draw(st.lists(st.integers(0, 20), min_size=n_clusters, max_size=n_clusters)))
+    gave = np.array([data.draw(st.integers(0, n)) for n in had.tolist()])
+    cluster, draw, ids = rows_of(size_K, seed)
+    rank = sampling.balanced_rank(cluster, draw, ids, exponent, sampling.Earlier(had[cluster], gave[cluster]))
+    assert is_permutation(rank)
+    power = (np.array(size_K) + had) ** float(exponent)
+    left, taken = np.array(size_K), gave.copy()
+    for row in sampling.order_of(rank):
+        key = (taken + 1) / power
+        assert key[cluster[row]] <= key[left > 0].min() * (1 + 1e-9)
+        taken[cluster[row]] += 1
+        left[cluster[row]] -= 1
+
+
+def test_balanced_rank_top_up_worked_by_hand():
+    # Clusters 0, 1, 2 gave 5, 1 and 0 rows; 2, 3 and 1 new ones came. Even shares: 2; 1; 1; then 1; then 0, 0.
+    cluster = np.repeat([0, 1, 2], [2, 3, 1])
+    draw = np.arange(6)
+    earlier = sampling.Earlier(np.array([9, 9, 9])[cluster], np.array([5, 1, 0])[cluster])
+    order = sampling.order_of(sampling.balanced_rank(cluster, draw, draw, 0.0, earlier))
+    assert cluster[order].tolist() == [2, 1, 1, 1, 0, 0]
+
+
 def test_balanced_rank_exponent_half_worked_by_hand():
     # Sizes 1 (id 0), 4 (id 1), 9 (id 2): keys j, j / 2, j / 3 for the j-th row, j from 1.
     #   1/3: 2;  1/2: 1;  2/3: 2;  1: 2, 1, 0 (largest first);  4/3: 2;  3/2: 1;  5/3: 2;  2: 2, 1;  7/3, 8/3, 3: 2

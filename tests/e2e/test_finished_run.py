@@ -1,6 +1,7 @@
-"""A run that goes by trajectories from elsewhere, and one that was given what the other had computed."""
+"""A finished run is of use: its trajectories in another one, its proxy and clusters for rows that come later."""
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -19,11 +20,14 @@ TASKS = {"train_proxy": {"launcher": "task"}, "finetune_target": {"launcher": "t
 
 
 def artifact(storage: Path, name: str) -> Artifact:
-    kept = Storage.at(str(storage))
-    (fingerprint,) = kept.list_folders(name)
-    found = find_artifact(kept, name, fingerprint)
-    assert found is not None
+    (found,) = every(storage, name)
     return found
+
+
+def every(storage: Path, name: str) -> list[Artifact]:
+    kept = Storage.at(str(storage))
+    found = (find_artifact(kept, name, fingerprint) for fingerprint in kept.list_folders(name))
+    return [each for each in found if each is not None]
 
 
 @pytest.fixture(scope="module")
@@ -101,3 +105,47 @@ def test_trajectories_that_lack_examples_or_numbers_end_the_run_before_anything_
     done = run(config, storage, tmp_path / "nan.parquet")
     assert done.returncode == 2
     assert "1 examples have a NaN or infinite loss" in done.stderr
+
+
+def extend(config: Path, storage: Path, rows: Path, *more: str) -> "subprocess.CompletedProcess[str]":
+    return run_s2l("extend", str(config), "--storage", str(storage), "--rows", str(rows), "--json", *more)
+
+
+def test_new_rows_join_the_subset_where_its_clusters_fall_short_and_nothing_is_trained(
+    watched: tuple[Path, Path], tmp_path: Path
+) -> None:
+    finished, config = watched
+    storage = shutil.copytree(finished, tmp_path / "storage")
+    (first,) = every(storage, "trajectories")
+    pool = artifact(storage, "examples").read_table("examples-", ["example_id"]).column(0).to_pylist()
+    known = (config.parent / "rows.jsonl").read_text().splitlines()
+    new = [json.dumps(row) for row in generate_rows(SyntheticSpec(rows=90, skills=8), seed=1)]
+    (tmp_path / "later.jsonl").write_text("\n".join([*new, *known[:10]]))
+    done = extend(config, storage, tmp_path / "later.jsonl")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert len(Storage.at(str(storage)).list_folders("proxy")) == 1
+    assert len(Storage.at(str(storage)).list_folders("subset")) == 1
+    assert said["rows_set_aside"] == {"in the first pool": len({*range(10)} & {*pool})}
+    table = artifact(storage, "extension").read_table("subset.parquet")
+    assert len(table) == said["rows"] == 20
+    rows = Path(storage, artifact(storage, "extension").path("rows/later.jsonl")).read_text().splitlines()
+    given = (tmp_path / "later.jsonl").read_text().splitlines()
+    assert rows == [given[i] for i in sorted(table.column("example_id").to_pylist())]
+    (later,) = (found for found in every(storage, "trajectories") if found.digest != first.digest)
+    losses = later.read_table("trajectories-").sort_by("example_id")
+    centroids = matrix(artifact(storage, "clusters").read_table("centroids.parquet"), "centroid")
+    nearest = ((matrix(losses, "loss")[:, None, :].astype(float) - centroids) ** 2).sum(axis=2).argmin(axis=1)
+    by_id = dict(zip(losses.column("example_id").to_pylist(), nearest.tolist(), strict=True))
+    assigned = artifact(storage, "assignments").read_table("assignments-").to_pylist()
+    assert [row["cluster_id"] for row in assigned] == [by_id[row["example_id"]] for row in assigned]
+
+
+def test_extension_of_a_run_that_is_not_there_is_refused_before_anything_runs(
+    watched: tuple[Path, Path], tmp_path: Path
+) -> None:
+    _, config = watched
+    done = extend(config, tmp_path, config.parent / "rows.jsonl")
+    assert done.returncode == 2
+    assert "holds no subset of this experiment" in done.stderr
+    assert Storage.at(str(tmp_path)).list_folders() == []
