@@ -25,7 +25,7 @@ STAGES = {
     "score_examples": 1,
     "import_trajectories": 1,
     "embed_examples": 1,
-    "cluster_trajectories": 1,
+    "cluster_trajectories": 2,
     "assign_trajectories": 1,
     "select_subset": 1,
     "finetune_target": 1,

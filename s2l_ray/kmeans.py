@@ -1,9 +1,9 @@
 """K-means on loss trajectories, in pieces that give the same bits however the rows are cut into blocks.
 
-Start (`initial_centroids`), assign one block (`assign`), reduce it (`partial_sums`), combine blocks
+Start (`initial_centroids`), assign one block (`nearest.assign`), reduce it (`partial_sums`), combine blocks
 (`merge`), move the centroids (`update`), and the loop around them (`lloyd`). The loop takes the pass over the
 rows as a callback, so that a test gives it a plain function and the stage gives it one task per block. `fit`
-joins the pieces in memory.
+joins the pieces in memory; `bounds` has a pass that gives the same and looks at fewer rows.
 
 Shape suffixes: N examples, T checkpoints, K clusters, M rows of the start's sample, C candidate rows.
 
@@ -18,27 +18,22 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from s2l_ray.errors import ConfigError, DataError
+from s2l_ray.nearest import Assignment, FloatArray, LossArray, assign
 
-FloatArray = npt.NDArray[np.float64]
-LossArray = npt.NDArray[np.floating[Any]]
 IntArray = npt.NDArray[np.integer[Any]]
 
 START_ROWS = 65_536
 """Rows that the start looks at [rows]; k-means++ is sequential, so it runs in one place on a sample."""
 
-TIE_RELATIVE = 1e-5
-"""Two squared distances closer than this, relative to the larger, are compared by the fixed-order formula."""
-
 INERTIA_UNITS = 2**80
 """Squared distances are summed as integers, rounded to multiples of 1 / INERTIA_UNITS [nat^2]."""
 
-_TILE_VALUES = 2**17  # 1 MiB of float64: a tile of rows x K distances stays in a core's second-level cache
 _IDS_SHOWN = 5
 
 
@@ -174,99 +169,6 @@ def _sq_distance_to(loss_NT: FloatArray, point_T: FloatArray) -> FloatArray:
     for t in range(loss_NT.shape[1]):
         distance_N += np.square(loss_NT[:, t] - point_T[t])
     return distance_N
-
-
-class Assignment(NamedTuple):
-    """The nearest centroid of each row of a block.
-
-    Attributes:
-        labels: int32 [N], cluster ids 0..K-1; the lowest id where several centroids are equally near.
-        sq_distance: float64 [N], squared Euclidean distance to that centroid [nat^2].
-    """
-
-    labels: npt.NDArray[np.int32]
-    sq_distance: FloatArray
-
-
-def assign(loss_NT: LossArray, centroid_KT: FloatArray) -> Assignment:
-    """Assign every row to its nearest centroid: to the last bit a function of that row and the centroids.
-
-    A matrix product finds the nearest centroid, tile by tile. Where the best two are too close for the
-    product to be trusted, all K distances of the row are computed again by the fixed-order formula. The
-    distance returned always comes from that formula.
-
-    Memory: the result (12 bytes a row) and about 3 MiB of scratch, independent of N.
-
-    Args:
-        loss_NT: trajectories [nats/token], finite; N = 0 is allowed.
-        centroid_KT: centroids [nats/token], finite.
-
-    Returns:
-        Labels and squared distances.
-    """
-    n_rows, n_clusters = len(loss_NT), len(centroid_KT)
-    centroid_KT = np.ascontiguousarray(centroid_KT, dtype=np.float64)
-    minus_two_centroid_TK = np.ascontiguousarray(-2.0 * centroid_KT.T)
-    centroid_sq_K = np.square(centroid_KT).sum(axis=1)
-    labels_N = np.zeros(n_rows, dtype=np.int32)
-    sq_distance_N = np.empty(n_rows)
-    tile = min(4096, max(64, _TILE_VALUES // n_clusters))
-    scratch = np.empty((tile, n_clusters))
-    for start in range(0, n_rows, tile):
-        rows = slice(start, min(start + tile, n_rows))
-        loss_BT = np.asarray(loss_NT[rows], dtype=np.float64)
-        if n_clusters > 1:
-            score_BK = scratch[: len(loss_BT)]
-            np.matmul(loss_BT, minus_two_centroid_TK, out=score_BK)
-            score_BK += centroid_sq_K
-            labels_B, doubtful_B = _nearest_by_product(score_BK, loss_BT, float(centroid_sq_K.max()))
-            if len(doubtful_B):
-                labels_B[doubtful_B] = _nearest_by_formula(loss_BT[doubtful_B], centroid_KT)
-            labels_N[rows] = labels_B
-        sq_distance_N[rows] = _sq_distance_to_own(loss_BT, centroid_KT, labels_N[rows])
-    return Assignment(labels_N, sq_distance_N)
-
-
-def _nearest_by_product(
-    score_BK: FloatArray, loss_BT: FloatArray, largest_centroid_sq: float
-) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """Take the lowest score ||c||^2 - 2 x.c of each row, and say which rows are too close to call.
-
-    The score is a difference of larger numbers, so its error is absolute: with unit roundoff u it is below
-    (T + 3) u (||x||^2 + 2 ||c||^2), twice for two scores; the fixed-order distances that we must agree with
-    err by less than 2 (T + 2) u (||x||^2 + ||c||^2) each. Together that is under 8 (T + 4) u (||x||^2 + max
-    ||c||^2); `eps` is 2 u, which leaves a factor of two. Beyond that gap the product and the formula name the
-    same cluster; within it, or within TIE_RELATIVE, the formula decides.
-    """
-    row_B = np.arange(len(score_BK))
-    labels_B = score_BK.argmin(axis=1)
-    best_B = score_BK[row_B, labels_B]
-    score_BK[row_B, labels_B] = np.inf
-    second_B = score_BK.min(axis=1)
-    loss_sq_B = np.square(loss_BT).sum(axis=1)
-    eps = float(np.finfo(np.float64).eps)
-    noise_B = 8.0 * (loss_BT.shape[1] + 4) * eps * (loss_sq_B + largest_centroid_sq)
-    doubtful_B = second_B - best_B <= TIE_RELATIVE * np.maximum(second_B + loss_sq_B, 0.0) + noise_B
-    return labels_B, np.flatnonzero(doubtful_B)
-
-
-def _nearest_by_formula(loss_BT: FloatArray, centroid_KT: FloatArray) -> npt.NDArray[np.intp]:
-    """Compute all K distances, squares added in the order of the checkpoints; a tie goes to the lowest id."""
-    distance_BK = np.zeros((len(loss_BT), len(centroid_KT)))
-    for t in range(loss_BT.shape[1]):
-        move_BK = np.subtract.outer(loss_BT[:, t], centroid_KT[:, t])
-        distance_BK += np.square(move_BK, out=move_BK)
-    nearest_B: npt.NDArray[np.intp] = distance_BK.argmin(axis=1)
-    return nearest_B
-
-
-def _sq_distance_to_own(loss_BT: FloatArray, centroid_KT: FloatArray, labels_B: npt.NDArray[np.int32]) -> FloatArray:
-    """Compute the distance to the own centroid with the operations and the order of `_nearest_by_formula`."""
-    distance_B = np.zeros(len(loss_BT))
-    for t in range(loss_BT.shape[1]):
-        move_B = loss_BT[:, t] - centroid_KT[labels_B, t]
-        distance_B += np.square(move_B, out=move_B)
-    return distance_B
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from s2l_ray import kmeans, schemas
+from s2l_ray import nearest, schemas
 from s2l_ray.artifacts import Artifact, StageResult
 from s2l_ray.attempts import StagedOutput
 from s2l_ray.config import ClusterConfig, ResourcesConfig
@@ -116,7 +116,7 @@ def _assigned(
     centroid_KT = schemas.matrix(centroids, "centroid")
     for stratum in np.unique(of_stratum.astype(str)).tolist():
         here_M = stratum_M == stratum
-        assignment = kmeans.assign(feature_MT[here_M], centroid_KT[of_stratum == stratum])
+        assignment = nearest.assign(feature_MT[here_M], centroid_KT[of_stratum == stratum])
         label_M[here_M], distance_M[here_M] = assignment.labels, assignment.sq_distance
     return label_M, distance_M
 

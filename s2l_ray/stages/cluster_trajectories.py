@@ -15,7 +15,7 @@ import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 
-from s2l_ray import kmeans, schemas
+from s2l_ray import bounds, kmeans, nearest, schemas
 from s2l_ray.artifacts import Artifact, StageResult
 from s2l_ray.attempts import StagedOutput
 from s2l_ray.config import ClusterConfig, PoolResources, ResourcesConfig
@@ -92,7 +92,7 @@ class Clustered:
 
     stratum: str
     rows: Rows
-    assignment: kmeans.Assignment
+    assignment: nearest.Assignment
     centroid_KT: NDArray[np.float64]
     iterations: Sequence[kmeans.IterationStats]
     converged: bool
@@ -218,7 +218,7 @@ def _cluster(stratum: str, rows: Rows, n_clusters: int, work: _Work) -> Clustere
         metrics.set_inertia(stratum, stats.inertia)
 
     result = kmeans.lloyd(
-        blocks.step, start_KT, work.config.max_iter, relocate=blocks.farthest, on_iteration=on_iteration
+        blocks.step(), start_KT, work.config.max_iter, relocate=blocks.farthest, on_iteration=on_iteration
     )
     assignment = blocks.assign(result.centroid_KT)
     return Clustered(stratum, rows, assignment, result.centroid_KT, result.iterations, result.converged)
@@ -237,39 +237,54 @@ class _Blocks:
             for start, stop in pairwise(bounds.tolist())
         ]
         self._options = remote_options(pool)
+        self._near: list[tuple[Any, ...]] = []
 
     def _map(self, function: Any, *arguments: Any) -> Iterator[Any]:
+        """Run a task on every block and yield what the tasks return, in order of the blocks."""
         shared = [ray.put(argument) for argument in arguments]
         task = ray.remote(function).options(name=f"kmeans.{function.__name__}", **self._options)
         pending = [task.remote(loss, ids, *shared) for loss, ids in self._blocks]
         yield from (ray.get(reference) for reference in pending)
 
-    def step(self, centroid_KT: NDArray[np.float64]) -> kmeans.Partial:
-        """Return the sums of one Lloyd step over all blocks."""
-        return kmeans.merge(self._map(_partial, centroid_KT))
+    def step(self) -> bounds.BoundedStep:
+        """Return the pass over all rows."""
+        return bounds.BoundedStep(self._first, self._again)
+
+    def _first(self, centroid_KT: NDArray[np.float64], origin_T: NDArray[np.float64]) -> kmeans.Partial:
+        return self._look(bounds.first_pass, [()] * len(self._blocks), centroid_KT, origin_T)
+
+    def _again(self, centroid_KT: NDArray[np.float64], moves: bounds.Moves) -> kmeans.Partial | None:
+        try:
+            return self._look(bounds.next_pass, self._near, centroid_KT, moves)
+        except ray.exceptions.ObjectLostError:
+            return None  # with the node that kept it
+
+    def _look(self, function: Any, known: Sequence[tuple[Any, ...]], *arguments: Any) -> kmeans.Partial:
+        """Run a pass on every block, keep what it now knows of the rows where it is, and merge the sums."""
+        shared = [ray.put(argument) for argument in arguments]
+        task = ray.remote(function).options(name=f"kmeans.{function.__name__}", num_returns=2, **self._options)
+        pending = [task.remote(loss, *near, *shared) for (loss, _), near in zip(self._blocks, known, strict=True)]
+        self._near = [(near,) for near, _ in pending]
+        return kmeans.merge(ray.get(sums) for _, sums in pending)
 
     def farthest(self, centroid_KT: NDArray[np.float64], n: int) -> kmeans.Candidates:
         """Return the rows farthest from their centroids, for empty clusters."""
         return kmeans.merge_farthest(self._map(_farthest, centroid_KT, n), n)
 
-    def assign(self, centroid_KT: NDArray[np.float64]) -> kmeans.Assignment:
+    def assign(self, centroid_KT: NDArray[np.float64]) -> nearest.Assignment:
         """Return labels and distances of all rows."""
         parts = list(self._map(_assign, centroid_KT))
-        return kmeans.Assignment(
+        return nearest.Assignment(
             np.concatenate([part.labels for part in parts]), np.concatenate([part.sq_distance for part in parts])
         )
 
 
-def _partial(loss_NT: Any, example_id_N: Any, centroid_KT: Any) -> kmeans.Partial:
-    return kmeans.partial_sums(loss_NT, kmeans.assign(loss_NT, centroid_KT), len(centroid_KT))
-
-
 def _farthest(loss_NT: Any, example_id_N: Any, centroid_KT: Any, n: int) -> kmeans.Candidates:
-    return kmeans.farthest(loss_NT, kmeans.assign(loss_NT, centroid_KT), example_id_N, n)
+    return kmeans.farthest(loss_NT, nearest.assign(loss_NT, centroid_KT), example_id_N, n)
 
 
-def _assign(loss_NT: Any, example_id_N: Any, centroid_KT: Any) -> kmeans.Assignment:
-    return kmeans.assign(loss_NT, centroid_KT)
+def _assign(loss_NT: Any, example_id_N: Any, centroid_KT: Any) -> nearest.Assignment:
+    return nearest.assign(loss_NT, centroid_KT)
 
 
 def _assignments(clustered: Clustered) -> pa.Table:

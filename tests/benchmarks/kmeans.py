@@ -36,7 +36,7 @@ def measure(n: int) -> Iterator[Ratio]:
         blocks = _Blocks(rows, PoolResources(actors=(1, THREADS)))
 
         def ours() -> float:
-            result = kmeans.lloyd(blocks.step, start_KT, ITERATIONS, relocate=blocks.farthest)
+            result = kmeans.lloyd(blocks.step(), start_KT, ITERATIONS, relocate=blocks.farthest)
             return float(blocks.assign(result.centroid_KT).sq_distance.sum())
 
         def peer() -> float:

@@ -85,17 +85,17 @@ def test_a_node_that_dies_during_k_means_changes_nothing(
     alone = checksums(bench.run(stage.cluster_trajectories, inputs, config))
     nodes = [cluster.add_node(num_cpus=1, object_store_memory=200 * 2**20) for _ in range(2)]
     iterations, killed = 0, threading.Event()
-    step = stage._Blocks.step
+    look = stage._Blocks._look
 
-    def counted(self: stage._Blocks, centroid_KT: object) -> object:
+    def counted(self: stage._Blocks, *arguments: object) -> object:
         nonlocal iterations
         iterations += 1
         if iterations == 2:
             cluster.remove_node(nodes[0], allow_graceful=False)
             killed.set()
-        return step(self, centroid_KT)  # type: ignore[arg-type]
+        return look(self, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(stage._Blocks, "step", counted)
+    monkeypatch.setattr(stage._Blocks, "_look", counted)
     assert checksums(bench.run(stage.cluster_trajectories, inputs, config, three)) == alone
     assert killed.is_set()
     assert iterations > 2

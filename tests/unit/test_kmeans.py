@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
-from s2l_ray import kmeans
+from s2l_ray import kmeans, nearest
 from s2l_ray.errors import ConfigError, DataError
 
 GRID = 2.0**-20
@@ -70,16 +70,16 @@ def blocks_fit(loss, start, max_iter, n_blocks, *, shuffle=None, row_key=None):
 
     def step(centroid):
         return kmeans.merge(
-            ordered([kmeans.partial_sums(loss[c], kmeans.assign(loss[c], centroid), len(centroid)) for c in cuts])
+            ordered([kmeans.partial_sums(loss[c], nearest.assign(loss[c], centroid), len(centroid)) for c in cuts])
         )
 
     def relocate(centroid, n):
         return kmeans.merge_farthest(
-            ordered([kmeans.farthest(loss[c], kmeans.assign(loss[c], centroid), key[c], n) for c in cuts]), n
+            ordered([kmeans.farthest(loss[c], nearest.assign(loss[c], centroid), key[c], n) for c in cuts]), n
         )
 
     result = kmeans.lloyd(step, start, max_iter, relocate=relocate)
-    return result, kmeans.assign(loss, result.centroid_KT)
+    return result, nearest.assign(loss, result.centroid_KT)
 
 
 # ------------------------------------------------------------------------------------------------- against the oracle
@@ -159,7 +159,7 @@ def test_assign_equals_the_fixed_order_formula_to_the_last_bit(kind):
     loss = DATA[kind](5000, 12)
     centroid = start_of(loss, 40) + 1e-4
     labels, sq_distance = brute_force(loss, centroid)
-    ours = kmeans.assign(loss, centroid)
+    ours = nearest.assign(loss, centroid)
     np.testing.assert_array_equal(ours.labels, labels)
     np.testing.assert_array_equal(ours.sq_distance, sq_distance)
     assert ours.labels.dtype == np.int32
@@ -168,7 +168,7 @@ def test_assign_equals_the_fixed_order_formula_to_the_last_bit(kind):
 
 def test_assign_row_between_two_centroids_goes_to_the_lowest_id():
     centroid = np.array([[5.0, 5.0], [3.0, 1.0], [1.0, 3.0], [1.0, 1.0], [3.0, 3.0]])
-    ours = kmeans.assign(on_grid([[2.0, 2.0], [1.0, 2.0], [9.0, 9.0]]), centroid)
+    ours = nearest.assign(on_grid([[2.0, 2.0], [1.0, 2.0], [9.0, 9.0]]), centroid)
     assert ours.labels.tolist() == [1, 2, 0]
     assert ours.sq_distance.tolist() == [2.0, 1.0, 32.0]
 
@@ -177,7 +177,7 @@ def test_assign_identical_centroids_go_to_the_lowest_id():
     loss = curves(300, 5)
     one = start_of(loss, 4)
     np.testing.assert_array_equal(
-        kmeans.assign(loss, np.concatenate([one, one])).labels, kmeans.assign(loss, one).labels
+        nearest.assign(loss, np.concatenate([one, one])).labels, nearest.assign(loss, one).labels
     )
 
 
@@ -187,13 +187,13 @@ def test_assign_ties_permuted_and_cut_gives_every_row_the_same_label(offset):
     axis = np.arange(12) / 4.0
     loss = (offset + np.stack(np.meshgrid(axis, axis, axis), axis=-1).reshape(-1, 3)).astype(np.float32)
     centroid = offset + np.stack(np.meshgrid([0.5, 1.5, 2.5], [0.5, 1.5, 2.5], [0.0]), axis=-1).reshape(-1, 3)
-    whole = kmeans.assign(loss, centroid)
+    whole = nearest.assign(loss, centroid)
     np.testing.assert_array_equal(whole.labels, brute_force(loss, centroid)[0])
     for seed, n_blocks in enumerate([1, 2, 7, 50, len(loss)]):
         order = np.random.default_rng(seed).permutation(len(loss))
         labels, distance = np.empty(len(loss), np.int32), np.empty(len(loss))
         for block in np.array_split(order, n_blocks):
-            labels[block], distance[block] = kmeans.assign(loss[block], centroid)
+            labels[block], distance[block] = nearest.assign(loss[block], centroid)
         np.testing.assert_array_equal(labels, whole.labels)
         np.testing.assert_array_equal(distance, whole.sq_distance)
 
@@ -212,7 +212,7 @@ def test_assign_exact_ties_that_a_product_gets_wrong_go_to_the_lowest_id(offset,
     np.testing.assert_array_equal(best, expected)
     score = np.square(centroid).sum(axis=1) - 2.0 * loss @ centroid.T
     assert (score.argmin(axis=1) != expected).any()
-    np.testing.assert_array_equal(kmeans.assign(loss, centroid).labels, expected)
+    np.testing.assert_array_equal(nearest.assign(loss, centroid).labels, expected)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -222,14 +222,14 @@ def test_assign_close_rows_far_from_the_origin_equals_the_formula(seed):
     loss = (np.rint((4096.0 + 1e-2 * rng.random((3000, 7))) * 2**11) / 2**11).astype(np.float32)
     centroid = 4096.0 + 1e-2 * rng.random((50, 7))
     labels, sq_distance = brute_force(loss, centroid)
-    ours = kmeans.assign(loss, centroid)
+    ours = nearest.assign(loss, centroid)
     np.testing.assert_array_equal(ours.labels, labels)
     np.testing.assert_array_equal(ours.sq_distance, sq_distance)
 
 
 def test_assign_no_rows_gives_an_empty_block_that_merges():
     empty, centroid = curves(10, 3)[:0], np.ones((4, 3))
-    ours = kmeans.assign(empty, centroid)
+    ours = nearest.assign(empty, centroid)
     assert ours.labels.shape == ours.sq_distance.shape == (0,)
     partial = kmeans.partial_sums(empty, ours, 4)
     assert partial.count_K.tolist() == [0] * 4
@@ -301,9 +301,9 @@ def test_merge_is_commutative_associative_and_has_an_identity(a, b, c):
 def test_partial_sums_of_any_cut_merge_to_those_of_the_whole(seed, n_blocks, n):
     loss = curves(n, 3, seed)
     centroid = np.array([[0.5, 0.5, 0.5], [2.0, 1.0, 0.5]])
-    assigned = kmeans.assign(loss, centroid)
+    assigned = nearest.assign(loss, centroid)
     parts = [
-        kmeans.partial_sums(loss[c], kmeans.Assignment(assigned.labels[c], assigned.sq_distance[c]), 2)
+        kmeans.partial_sums(loss[c], nearest.Assignment(assigned.labels[c], assigned.sq_distance[c]), 2)
         for c in np.array_split(np.arange(n), n_blocks)
     ]
     whole = kmeans.partial_sums(loss, assigned, 2)
@@ -326,13 +326,13 @@ def test_merge_nothing_or_other_shapes_is_refused():
 
 def test_inertia_very_large_distances_does_not_overflow():
     loss = np.array([[2.0**20] * 4] * 50, dtype=np.float32)
-    partial = kmeans.partial_sums(loss, kmeans.assign(loss, np.zeros((1, 4))), 1)
+    partial = kmeans.partial_sums(loss, nearest.assign(loss, np.zeros((1, 4))), 1)
     assert partial.inertia == 50 * 4 * 2.0**40
 
 
 def test_partial_and_candidates_survive_pickling():
     loss = curves(50, 3)
-    assigned = kmeans.assign(loss, start_of(loss, 3))
+    assigned = nearest.assign(loss, start_of(loss, 3))
     partial = kmeans.partial_sums(loss, assigned, 3)
     assert same(pickle.loads(pickle.dumps(partial)), partial)
     found = pickle.loads(pickle.dumps(kmeans.farthest(loss, assigned, np.arange(50), 2)))
@@ -367,12 +367,12 @@ def test_empty_clusters_relocated_reach_the_clustering_of_sklearn(n_empty):
 
 def test_farthest_equal_distances_are_taken_in_the_order_of_the_key():
     loss = on_grid([[2.0], [0.0], [2.0], [0.0], [1.0]])
-    assigned = kmeans.assign(loss, np.array([[1.0]]))
+    assigned = nearest.assign(loss, np.array([[1.0]]))
     key = np.array([40, 30, 20, 10, 0])
     found = kmeans.farthest(loss, assigned, key, 3)
     assert found.row_key_C.tolist() == [10, 20, 30]
     halves = [
-        kmeans.farthest(loss[s], kmeans.Assignment(assigned.labels[s], assigned.sq_distance[s]), key[s], 3)
+        kmeans.farthest(loss[s], nearest.Assignment(assigned.labels[s], assigned.sq_distance[s]), key[s], 3)
         for s in (slice(0, 2), slice(2, 5))
     ]
     for parts in (halves, halves[::-1]):
@@ -381,7 +381,7 @@ def test_farthest_equal_distances_are_taken_in_the_order_of_the_key():
 
 def test_merge_farthest_keys_of_several_dtypes_are_refused():
     loss = curves(4, 2)
-    assigned = kmeans.assign(loss, np.ones((1, 2)))
+    assigned = nearest.assign(loss, np.ones((1, 2)))
     parts = [kmeans.farthest(loss, assigned, np.arange(4).astype(d), 1) for d in (np.int64, np.uint64)]
     with pytest.raises(ValueError, match="dtype"):
         kmeans.merge_farthest(parts, 1)
@@ -406,7 +406,7 @@ def test_relocation_is_not_done_when_all_rows_are_at_their_centroids():
 def test_lloyd_without_a_relocation_callback_leaves_empty_clusters_in_place():
     loss = curves(50, 2)
     start = np.array([[1.0, 1.0], [500.0, 500.0]])
-    result = kmeans.lloyd(lambda centroid: kmeans.partial_sums(loss, kmeans.assign(loss, centroid), 2), start, 3)
+    result = kmeans.lloyd(lambda centroid: kmeans.partial_sums(loss, nearest.assign(loss, centroid), 2), start, 3)
     assert result.centroid_KT[1].tolist() == [500.0, 500.0]
     assert [s.n_empty for s in result.iterations] == [1] * len(result.iterations)
 
@@ -418,7 +418,7 @@ def test_lloyd_reports_the_inertia_before_each_update_and_the_moves():
     loss = on_grid([[0.0], [2.0], [10.0], [14.0]])
     seen = []
     result = kmeans.lloyd(
-        lambda centroid: kmeans.partial_sums(loss, kmeans.assign(loss, centroid), 2),
+        lambda centroid: kmeans.partial_sums(loss, nearest.assign(loss, centroid), 2),
         np.array([[0.0], [10.0]]),
         10,
         on_iteration=seen.append,
@@ -446,7 +446,7 @@ def test_lloyd_tolerance_stops_earlier():
     start = start_of(loss, 10)
 
     def step(centroid):
-        return kmeans.partial_sums(loss, kmeans.assign(loss, centroid), 10)
+        return kmeans.partial_sums(loss, nearest.assign(loss, centroid), 10)
 
     full = kmeans.lloyd(step, start, 300)
     loose = kmeans.lloyd(step, start, 300, tolerance=full.iterations[2].shift)
