@@ -162,9 +162,22 @@ def _parser() -> ArgumentParser:
     submit.add_argument("--runtime-env", metavar="FILE", help="YAML file of Ray's runtime environment for the job")
     submit.add_argument("--no-wait", action="store_true", help="submit it and return")
     experiment(command(commands.report))
+    _add_subset_commands(command, experiment)
     inspect = command(commands.inspect)
     inspect.add_argument("folder", help="folder of an artifact, {storage}/{artifact}/{fingerprint}, or of a storage")
     gc = command(commands.gc)
     gc.add_argument("--storage", default="./.s2l", help="the storage to clean")
     gc.add_argument("--dry-run", action="store_true", help="only say what would go")
     return parser
+
+
+def _add_subset_commands(command: Callable[..., ArgumentParser], experiment: Callable[..., ArgumentParser]) -> None:
+    """Add what looks at subsets, and takes them along."""
+    export = command(commands.export)
+    export.add_argument("subset", help="folder of a subset, {storage}/subset/{fingerprint}, or a config's YAML file")
+    export.add_argument("--to", required=True, help="new folder: a path, a URI, or hf://datasets/owner/name")
+    export.add_argument("--public", action="store_true", help="on the hub: let everybody see it")
+    export.add_argument("--replace", action="store_true", help="on the hub: replace all that the data set holds")
+    export.add_argument("--arm", metavar="NAME", help="of a config with several arms")
+    export.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override a config's value")
+    export.add_argument("--storage", help="of a config: where its artifacts live")

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from s2l_ray.artifacts import Artifact
 from s2l_ray.errors import ConfigError
 from s2l_ray.experiment import Experiment, Sparse, experiment_of, load_experiment, load_sparse
 from s2l_ray.log import display
@@ -229,6 +230,32 @@ def report(options: argparse.Namespace) -> Document:
             f"Run it with `s2l run {options.config}`, which ends with the report."
         )
     return run(argparse.Namespace(**vars(options), until=None))
+
+
+def export(options: argparse.Namespace) -> Document:
+    """Write a subset to a folder to take along, or to a data set of the Hugging Face hub."""
+    from s2l_ray import hub
+    from s2l_ray.export import export_folder, push
+    from s2l_ray.lineage import subset_at
+
+    is_config = Path(options.subset).suffix in (".yaml", ".yml")
+    subset = _subset_of_arm(options) if is_config else subset_at(options.subset)
+    if options.to.startswith(hub.SCHEME):
+        told = push(subset, options.to, is_public=options.public, replaces=options.replace)
+    elif options.public or options.replace:
+        raise ConfigError("--public and --replace are for a data set of the hub: --to hf://datasets/owner/name.")
+    else:
+        told = export_folder(subset, options.to)
+    display.say(f"{told['rows']} rows, {len(told['files'])} files and their card: {told['folder']}")
+    return told
+
+
+def _subset_of_arm(options: argparse.Namespace) -> Artifact:
+    from s2l_ray.arms import arm_named, arms_of
+    from s2l_ray.storage import Storage
+
+    experiment = load_experiment(options.subset, _overrides(options))
+    return arm_named(arms_of(experiment, Storage.at(experiment.shared.storage)), options.arm).need("subset")
 
 
 def inspect(options: argparse.Namespace) -> Document:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from s2l_ray import schemas
-from s2l_ray.artifacts import MANIFEST, Artifact, Manifest, find_artifact
+from s2l_ray.artifacts import MANIFEST, Artifact, find_artifact
 from s2l_ray.errors import ConfigError
 from s2l_ray.experiment import Experiment
 from s2l_ray.graph import Node, Pipeline
+from s2l_ray.lineage import artifact_at
 from s2l_ray.log import display, duration, redacted
 from s2l_ray.significance import metric_title
 from s2l_ray.storage import Storage
@@ -245,18 +246,9 @@ def inspect_folder(folder: str) -> dict[str, Any]:
     Raises:
         ConfigError: neither.
     """
-    storage = Storage.at(folder)
-    data = storage.read_bytes(MANIFEST)
-    if data is not None:
-        manifest = Manifest.from_json(data, storage.uri_of(MANIFEST))
-        address = f"/{manifest.artifact}/{manifest.fingerprint}"
-        root, mark, query = (storage.uri, "", "") if storage.is_local else storage.uri.partition("?")
-        if not root.endswith(address):
-            raise ConfigError(
-                f"{folder} holds the {MANIFEST} of {address[1:]}, but lies elsewhere. Give the artifact's own folder, "
-                "{storage}/{artifact}/{fingerprint}; a copy keeps these names."
-            )
-        artifact = Artifact(Storage(root.removesuffix(address) + mark + query), manifest)
+    artifact = artifact_at(folder)
+    if artifact is not None:
+        manifest = artifact.manifest
         damaged = artifact.damaged_files()
         return {
             "artifact": manifest.artifact,
@@ -273,11 +265,12 @@ def inspect_folder(folder: str) -> dict[str, Any]:
             "folder": artifact.uri,
             "checksums": "good" if not damaged else f"DAMAGED: {', '.join(damaged)}",
         }
+    storage = Storage.at(folder)
     found = {
-        f"{artifact}/{fingerprint}": f"{len(known.manifest.files)} files, {known.manifest.run.get('finished')}"
-        for artifact in storage.list_folders()
-        for fingerprint in storage.list_folders(artifact)
-        if (known := find_artifact(storage, artifact, fingerprint)) is not None
+        f"{kind}/{fingerprint}": f"{len(known.manifest.files)} files, {known.manifest.run.get('finished')}"
+        for kind in storage.list_folders()
+        for fingerprint in storage.list_folders(kind)
+        if (known := find_artifact(storage, kind, fingerprint)) is not None
     }
     if not found:
         raise ConfigError(f"{folder} holds no {MANIFEST} and no artifacts. Give a folder's path, or a storage's.")

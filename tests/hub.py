@@ -1,5 +1,6 @@
 """A server on loopback that answers as the Hugging Face hub does, for what this project asks of it."""
 
+import base64
 import hashlib
 import json
 import threading
@@ -14,7 +15,7 @@ LOOPBACK = "127.0.0.1"
 
 
 class Hub(ThreadingHTTPServer):
-    """Holds one private data set, whose every revision is a set of files."""
+    """Holds one data set, whose every revision is a set of files; it exists from its first commit on."""
 
     daemon_threads = True
 
@@ -22,6 +23,11 @@ class Hub(ThreadingHTTPServer):
         super().__init__((LOOPBACK, 0), _Handler)
         self.commits: dict[str, dict[str, bytes]] = {}
         self.branches: dict[str, str] = {}
+        self.is_private = True
+        self.refuses = False
+        """Whether it lets nobody write."""
+        self.created: list[dict[str, object]] = []
+        """What was asked for where a data set was to be made."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -65,24 +71,73 @@ class _Handler(BaseHTTPRequestHandler):
             revision, _, name = path.removeprefix(f"datasets/{DATASET}/resolve/").partition("/")
             self._send_file(revision, name)
             return
+        if self.command == "POST" and self.server.refuses and not path.endswith("paths-info/main"):
+            self._send(403, json.dumps({"error": f"Bearer {TOKEN} may not write"}).encode(), {})
+            return
+        if path == "api/validate-yaml":
+            self._send_json({"errors": [], "warnings": []})
+            return
+        if path == "api/repos/create":
+            self._create(json.loads(body))
+            return
         api = f"api/datasets/{DATASET}"
         what, _, rest = path.removeprefix(api).strip("/").partition("/")
         revision, _, name = rest.partition("/")
         files = self.server.files_at(revision or "main")
-        if not path.startswith(api):
+        if not path.startswith(api) or not self.server.branches:
             self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
         elif files is None:
             self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
         elif what in ("", "revision"):
             sha = self.server.branches.get(revision or "main", revision)
-            self._send_json({"id": DATASET, "sha": sha, "private": True, "siblings": [], "tags": [], "downloads": 0})
+            self._send_json(
+                {
+                    "id": DATASET,
+                    "sha": sha,
+                    "private": self.server.is_private,
+                    "siblings": [],
+                    "tags": [],
+                    "downloads": 0,
+                }
+            )
         elif what == "tree":
             self._send_json(_tree(files, name))
         elif what == "paths-info":
             wanted = json.loads(body)["paths"] if body.startswith(b"{") else []
             self._send_json([entry for entry in _tree(files, "") if entry["path"] in wanted])
+        elif what == "preupload":
+            wanted = [
+                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for file in json.loads(body)["files"]
+            ]
+            self._send_json({"files": wanted})
+        elif what == "commit":
+            self._commit(body, files, revision)
         else:
             self._send(404, b"{}", {"X-Error-Code": "EntryNotFound"})
+
+    def _create(self, asked: dict[str, object]) -> None:
+        self.server.created.append(asked)
+        url = {"url": f"http://{LOOPBACK}:{self.server.server_port}/datasets/{DATASET}"}
+        if self.server.branches:
+            self._send(409, json.dumps({**url, "error": "it exists"}).encode(), {})
+            return
+        self.server.is_private = asked.get("private", asked.get("visibility") == "private") is True
+        self.server.commit({".gitattributes": b""})
+        self._send_json(url)
+
+    def _commit(self, body: bytes, files: dict[str, bytes], branch: str) -> None:
+        """Take a commit as lines of JSON: a header, files with their content, and files to remove."""
+        files = dict(files)
+        for line in map(json.loads, body.splitlines()):
+            value = line["value"]
+            if line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "deletedFile":
+                del files[value["path"]]
+        sha = self.server.commit(files, branch)
+        url = f"http://{LOOPBACK}:{self.server.server_port}/datasets/{DATASET}/commit/{sha}"
+        self._send_json({"commitUrl": url, "commitOid": sha, "success": True, "hookOutput": ""})
 
     def _send_file(self, revision: str, name: str) -> None:
         data = (self.server.files_at(revision) or {}).get(name)

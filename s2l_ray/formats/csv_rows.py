@@ -47,6 +47,12 @@ def csv_columns(file: InputFile) -> tuple[str, ...]:
     return _names(file, _records(file))
 
 
+def csv_delimiter(file: InputFile) -> str:
+    """Return what parts the fields of the header."""
+    with open_input(file) as stream:
+        return _Lines(file, stream).delimiter()
+
+
 def copy_csv(file: InputFile, rows: Sequence[int], sink: BinaryIO) -> int:
     """Write the bytes of the header and of each chosen record."""
     wanted = set(rows)

@@ -144,7 +144,9 @@ def prepare_examples(
         display.warn(warning)
     rejected = [row for g in groups for row in json.loads(output.read_bytes(_rejected_path(g)) or b"[]")]
     records.append(output.write_parquet("rejected.parquet", [_rejected_table(rejected)], schemas.REJECTED))
-    summary = _account(config, receipts, len(rejected))
+    summary = _account(config, receipts, len(rejected)) | {
+        "layout": {"name": layout.name, "columns": dict(layout.columns)}
+    }
     _check_user_ids(output, receipts)
     return StageResult(records, summary)
 

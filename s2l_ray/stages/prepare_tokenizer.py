@@ -51,7 +51,8 @@ def prepare_tokenizer(
         records = output.add_folder(folder, "")
     stops = {opened.eos_id, *([] if turn_end is None else [opened.token_id(turn_end)])}
     summary = {"vocab_size": opened.vocab_size, "eos_id": opened.eos_id, "pad_id": opened.pad_id}
-    return StageResult(records, {**summary, "stop_ids": sorted(stops)})
+    model = config.pretrained.model if config.pretrained is not None else None
+    return StageResult(records, {**summary, "stop_ids": sorted(stops), "model": model})
 
 
 def _turn_end(folder: Path, must_have: bool) -> str | None:

@@ -1,6 +1,7 @@
 """One real run of the whole pipeline, and what must be true of what it leaves behind."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from s2l_ray.arms import arms_of
 from s2l_ray.artifacts import Artifact, find_artifact
+from s2l_ray.experiment import experiment_of, parse_sparse
+from s2l_ray.export import export_folder
 from s2l_ray.storage import Storage
 from tests.conftest import run_s2l, write_config
 
@@ -40,6 +44,21 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     done = run_s2l("run", str(config), "--json")
     assert done.returncode == 0, done.stderr
     return Run(folder, config, json.loads(done.stdout))
+
+
+def test_export_of_the_subset_loads_and_its_card_leads_back_to_it(run: Run, tmp_path: Path) -> None:
+    import datasets
+
+    subset = run.artifact("subset")
+    export_folder(subset, str(tmp_path / "out"))
+    rows = datasets.load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache")).to_list()
+    selection = pq.read_table(tmp_path / "out" / "selection.parquet").to_pylist()
+    examples = {row["example_id"]: row for row in run.table("examples", "examples-").to_pylist()}
+    answers = [examples[row["example_id"]]["turns"][-1]["content"] for row in selection]
+    assert [row["output"] for row in rows] == answers
+    (text,) = re.findall(r"```yaml\n(.*?)\n```", (tmp_path / "out" / "README.md").read_text(), re.DOTALL)
+    again = experiment_of(parse_sparse(yaml.safe_load(text), [], origin="again.yaml", name="again"))
+    assert arms_of(again, run.storage)["main"].need("subset") == subset
 
 
 def test_examples_rows_in_are_kept_plus_rejected(run: Run) -> None:

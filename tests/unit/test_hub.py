@@ -1,12 +1,21 @@
-"""Data sets of the hub: their files, the commit that they stand for, and what is said where there are none."""
+"""Data sets of the hub: their files, the commit that they stand for, what is said where there are none; and pushing."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from s2l_ray.artifacts import Artifact
+from s2l_ray.errors import ConfigError
+from s2l_ray.export import export_folder
+from s2l_ray.hub import check_may_push, repository_of
+from s2l_ray.storage import Storage
+from tests.conftest import run_s2l
 from tests.hub import DATASET, TOKEN, Hub, hub
+from tests.unit.selected import alpaca, subset_of, write_rows
 
 ROW = b'{"instruction": "1 + 1?", "output": "2"}\n'
 FILES = {"README.md": b"# A card\n", ".gitattributes": b"", "data/a.jsonl": ROW * 3, "data/b.jsonl": ROW}
@@ -80,3 +89,97 @@ def test_data_set_that_is_not_to_be_had_is_one_message(
     assert said.startswith("examples.path: ")
     assert words in said
     assert TOKEN not in said
+
+
+# ---------------------------------------------------------------------------------------------------------------- push
+
+
+@pytest.fixture
+def empty() -> Iterator[Hub]:
+    with hub() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def subset(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    folder = tmp_path_factory.mktemp("push")
+    rows = write_rows(folder / "rows.jsonl", alpaca(40))
+    return subset_of(Storage.at(str(folder / "storage")), examples={"path": str(rows)})
+
+
+def push(server: Hub, subset: Artifact, *options: str, to: str = DATASET, **environment: str) -> tuple[int, str]:
+    given = {"HF_HUB_OFFLINE": "0", **server.environment, **environment}
+    done = run_s2l("export", subset.uri, "--to", f"hf://datasets/{to}", *options, **given)
+    assert "Traceback" not in done.stderr, done.stderr
+    assert TOKEN not in done.stderr + done.stdout
+    return done.returncode, done.stderr
+
+
+def asks_for_private(asked: dict[str, object]) -> bool:
+    """Whether a new data set is asked to be private, in the words of any version of the hub's library."""
+    return asked.get("private") is True or asked.get("visibility") == "private"
+
+
+def test_push_makes_a_private_data_set_of_exactly_the_exported_files(
+    empty: Hub, subset: Artifact, tmp_path: Path
+) -> None:
+    assert push(empty, subset)[0] == 0
+    (asked,) = empty.created
+    assert asks_for_private(asked)
+    assert (asked["organization"], asked["name"], asked["type"]) == ("somebody", "rows", "dataset")
+    pushed = empty.files_at("main")
+    assert pushed is not None
+    export_folder(subset, str(tmp_path / "out"))
+    entries = json.loads(pushed["dataset_info.json"])
+    assert entries["rows"]["hf_hub_url"] == DATASET
+    for name in ("data/rows.jsonl", "selection.parquet"):
+        assert pushed[name] == (tmp_path / "out" / name).read_bytes()
+    assert set(pushed) == {".gitattributes", "README.md", "data/rows.jsonl", "dataset_info.json", "selection.parquet"}
+    assert not [data for data in pushed.values() if TOKEN.encode() in data]
+
+
+def test_push_of_a_public_data_set_has_to_be_asked_for(empty: Hub, subset: Artifact) -> None:
+    assert push(empty, subset, "--public")[0] == 0
+    assert not asks_for_private(empty.created[0])
+    assert not empty.is_private
+    code, said = push(empty, subset, "--replace")
+    assert (code, len(said.splitlines())) == (2, 1)
+    assert "is public already" in said
+
+
+def test_push_over_other_files_is_refused_until_it_is_said_that_they_may_go(server: Hub, subset: Artifact) -> None:
+    code, said = push(server, subset)
+    assert (code, len(said.splitlines())) == (2, 1)
+    assert "--replace" in said
+    assert server.files_at("main") == FILES
+    assert push(server, subset, "--replace")[0] == 0
+    replaced = server.files_at("main")
+    assert replaced is not None
+    assert not {"data/a.jsonl", "data/b.jsonl"} & replaced.keys()
+    assert replaced["README.md"] != FILES["README.md"]
+
+
+def test_push_that_the_hub_refuses_is_one_message_without_the_token(empty: Hub, subset: Artifact) -> None:
+    empty.refuses = True
+    code, said = push(empty, subset)
+    assert (code, len(said.splitlines())) == (2, 1)
+    assert "[redacted] may not write" in said
+    assert "HF_TOKEN" in said
+
+
+def test_push_to_a_hub_that_does_not_answer_is_one_message(empty: Hub, subset: Artifact) -> None:
+    code, said = push(empty, subset, HF_ENDPOINT="http://127.0.0.1:9")
+    assert (code, len(said.splitlines())) == (2, 1)
+    assert "cannot be written" in said
+
+
+def test_push_without_a_token_in_the_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    with pytest.raises(ConfigError, match="HF_TOKEN is not set"):
+        check_may_push(DATASET, is_public=False, replaces=False)
+
+
+@pytest.mark.parametrize("uri", ["hf://datasets/name", "hf://models/a/b", "hf://datasets/a/b@main", "hf://a/b"])
+def test_what_names_no_data_set_to_be_made_is_refused(uri: str) -> None:
+    with pytest.raises(ConfigError, match="expected hf://datasets/owner/name"):
+        repository_of(uri)

@@ -1,0 +1,156 @@
+"""The card of an exported subset: `README.md` as the Hugging Face hub and `datasets` read it.
+
+Everything that comes from the data (names of files, sources, columns) is escaped; the front matter is YAML by the
+dumper. Nothing here depends on the time or on the machine: the same subset has the same card.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from s2l_ray.artifacts import Artifact, FileRecord
+from s2l_ray.data_files import Group
+from s2l_ray.input_files import shown
+from s2l_ray.provenance import HELD_OUT_ELSEWHERE, Lineage, facts_of
+from s2l_ray.strict_yaml import dump_yaml
+
+CARD = "README.md"
+SELECTION = "selection.parquet"
+_SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
+_LARGER_SIZES = ((10**8, "10M<n<100M"), (10**9, "100M<n<1B"), (10**10, "1B<n<10B"))
+_LARGEST = "10B<n<100B"
+_NAME_LIMIT = 200
+_MARKUP = frozenset('\\`*_{}[]<>()#+-.!|~&:@$^"')
+"""What means something within a line of Markdown, a bare address among it."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a card tells.
+
+    Attributes:
+        subset: what was exported.
+        lineage: what it was made from.
+        groups: the files of rows; `datasets` reads those of the first one's kind.
+        records: the files of the export, but for the card.
+        again: a config that makes the subset again.
+        inputs: names of the input files.
+        llama_factory: the names of the entries in `dataset_info.json`.
+    """
+
+    subset: Artifact
+    lineage: Lineage
+    groups: Sequence[Group]
+    records: Sequence[FileRecord]
+    again: Mapping[str, Any]
+    inputs: Sequence[str]
+    llama_factory: Sequence[str]
+
+    def text(self) -> str:
+        """Return the card."""
+        rows = self.subset.summary["rows"]
+        front = {
+            "pretty_name": f"{rows} rows selected by S2L",
+            "size_categories": [size_category(rows)],
+            "tags": ["s2l-ray", "data-selection", str(self.subset.manifest.config["settings"]["method"])],
+            "configs": [group.front_matter() for group in self._configured],
+        }
+        of = ", ".join(escaped(name) for name in self.inputs[:5]) + (" and others" if len(self.inputs) > 5 else "")
+        parts = [
+            f"---\n{dump_yaml(front)}---\n",
+            f"# {rows} rows of {of}\n",
+            "A subset for fine-tuning, chosen by [S2L](https://arxiv.org/abs/2403.07384) (SmallToLarge) or a method to "
+            "compare it with. The rows are untouched, in the format and the order of the input. "
+            f"`{SELECTION}` says of each, in the same order, where it stood and why it was taken.\n",
+            *self._loading(),
+            "## How the rows were chosen\n",
+            _table(["", ""], [[name, str(value)] for name, value in facts_of(self.subset, self.lineage).items()]),
+            *self._composition(),
+            *self._again(),
+            *self._provenance(),
+            "## Licence\n",
+            "None is named here: the rows have that of the data they were taken from, which this program does not "
+            "know. Whoever passes them on has to name it, with `license:` in the lines at the head of this file.\n",
+        ]
+        return "\n".join(parts)
+
+    @property
+    def _configured(self) -> list[Group]:
+        return [group for group in self.groups if group.files[0].builder == self.groups[0].files[0].builder]
+
+    def _loading(self) -> list[str]:
+        named = [g.name for g in self._configured if g.name != "default"]
+        lines = [f'datasets.load_dataset("FOLDER", "{name}", split="train")' for name in named]
+        lines = lines or ['datasets.load_dataset("FOLDER", split="train")']
+        for group in self.groups:
+            if group not in self._configured:  # one data set has files of one kind, as `datasets` sees it
+                paths = ", ".join(f'"FOLDER/{file.path}"' for file in group.files)
+                lines.append(f'datasets.load_dataset("{group.files[0].builder}", data_files=[{paths}], split="train")')
+        parts = ["## Loading\n", _fenced("python", "\n".join(["import datasets", "", *lines]))]
+        if any(file.path.endswith(".zst") for group in self.groups for file in group.files):
+            parts.append("Files ending in `.zst` need the package `zstandard`.\n")
+        if self.llama_factory:
+            names = ",".join(self.llama_factory)
+            parts.append(f"LLaMA-Factory: `dataset_dir: FOLDER` and `dataset: {names}`.\n")
+        return parts
+
+    def _composition(self) -> list[str]:
+        counts = self.subset.summary["rows_per_source"]
+        if set(counts) == {""}:
+            return []
+        return [_table(["source", "rows"], [[name or "(none)", str(count)] for name, count in counts.items()])]
+
+    def _again(self) -> list[str]:
+        notes = ["With the same files under the same names the result has the same rows."]
+        examples = self.again["examples"]
+        if "synthetic" in examples:
+            seed = self.lineage["examples"].manifest.config["seed"]
+            notes.append(
+                f"The corpus is made up; it also follows from the run's `seed`, from which {seed} was derived."
+            )
+        if HELD_OUT_ELSEWHERE in self.again.get("evaluate", {}).values():
+            notes.append(f"`{HELD_OUT_ELSEWHERE}` stands for held-out data, which the run had in files of their own.")
+        if "model" not in self.again.get("target", {}):
+            notes.append("The target is not known; its tokenizer decides which rows fit and what a token budget holds.")
+        return [
+            "## Making it again\n",
+            _fenced("yaml", dump_yaml(dict(self.again)).rstrip("\n")),
+            _fenced("bash", "s2l run again.yaml --until select_subset"),
+            f"`again.yaml` holds the lines above. {' '.join(notes)}\n",
+        ]
+
+    def _provenance(self) -> list[str]:
+        artifacts = [("subset", self.subset), *sorted(self.lineage.items())]
+        made = [[name, found.manifest.fingerprint, found.digest] for name, found in artifacts]
+        files = [[f.path, "-" if f.rows is None else str(f.rows), str(f.bytes), f.sha256] for f in self.records]
+        versions = self.subset.manifest.run.get("versions", {})
+        return [
+            "## Provenance\n",
+            _table(["artifact", "fingerprint", "digest"], made),
+            _table(["file", "rows", "bytes", "SHA-256"], files),
+            "Made with " + ", ".join(f"{name} {version}" for name, version in sorted(versions.items())) + ".\n"
+            if versions
+            else "",
+        ]
+
+
+def size_category(rows: int) -> str:
+    """Return the hub's word for a number of rows."""
+    return next((name for limit, name in (*_SIZES, *_LARGER_SIZES) if rows < limit), _LARGEST)
+
+
+def escaped(text: str) -> str:
+    """Return text as it may stand in a line of Markdown, read as nothing but text."""
+    return "".join(f"\\{c}" if c in _MARKUP else c for c in shown(text, _NAME_LIMIT))
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(map(escaped, row)) + " |" for row in rows]
+    return "\n".join([f"| {' | '.join(header)} |", "|---" * len(header) + "|", *lines, ""])
+
+
+def _fenced(language: str, text: str) -> str:
+    longest = max(map(len, re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text}\n{fence}\n"

@@ -1,0 +1,119 @@
+"""`dataset_info.json`: how LLaMA-Factory finds the rows of an export, and what it calls their columns.
+
+Source: the README of its folder `data`, for the keys; where `columns` or `tags` stand, what they leave out counts as
+absent there, so everything that the rows have is named.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+from s2l_ray.data_files import FOLDER, DataFile, Group
+from s2l_ray.formats.row import BadRow
+from s2l_ray.layouts import LayoutName
+from s2l_ray.raw_rows import read_rows
+
+DATASET_INFO = "dataset_info.json"
+_READABLE = (".json", ".jsonl", ".csv", ".parquet", ".arrow")
+_COLUMNS: Mapping[LayoutName, Mapping[str, str]] = {
+    "alpaca": {
+        "prompt": "instruction",
+        "query": "input",
+        "response": "output",
+        "system": "system",
+        "history": "history",
+    },
+    "prompt_completion": {"prompt": "prompt", "response": "completion", "system": "system"},
+    "question_answer": {"prompt": "question", "response": "answer", "system": "system"},
+    "messages": {"messages": "messages", "system": "system", "tools": "tools"},
+    "sharegpt": {"messages": "conversations", "system": "system", "tools": "tools"},
+    "text": {"prompt": "text"},
+}
+"""Its name -> ours."""
+_CONTENT_TAGS = {"from": "value", "role": "content"}
+"""How a message names who speaks -> how it names what is said."""
+_ROLES = {
+    "user_tag": ("human", "user"),
+    "assistant_tag": ("gpt", "assistant"),
+    "observation_tag": ("observation", "tool"),
+    "function_tag": ("function_call", "function_call"),
+    "system_tag": ("system", "system"),
+}
+"""Its tag -> its own word for that role, and that of OpenAI's messages."""
+
+
+def dataset_info(
+    groups: Sequence[Group], layout: LayoutName, columns: Mapping[str, str], repository: str | None
+) -> dict[str, Any]:
+    """Return the entries for the files of an export; none for what LLaMA-Factory cannot read.
+
+    Args:
+        groups: the files.
+        layout: of the rows.
+        columns: our name -> the data's column.
+        repository: the data set of the hub that holds the export, which makes all of its groups readable; None for a
+            folder, of which only files with endings that LLaMA-Factory knows are.
+    """
+    entries: dict[str, Any] = {}
+    for group in groups:
+        described = _description(group, layout, columns)
+        if described is None:
+            continue
+        if repository is not None:
+            part = {} if group.name == "default" else {"subset": group.name}
+            name = "_".join([repository.partition("/")[2], *part.values()])
+            entries[_unused(name, entries)] = {"hf_hub_url": repository, **part, **described}
+            continue
+        for place in _places(group.files, [file for other in groups for file in other.files]):
+            entries[_unused(place.removeprefix(f"{FOLDER}/"), entries)] = {"file_name": place, **described}
+    return entries
+
+
+def _unused(name: str, entries: Mapping[str, Any]) -> str:
+    """Return a name that can stand in its comma-separated list of data sets."""
+    name = "".join(c if c.isascii() and c.isalnum() else "_" for c in name)
+    while name in entries:
+        name += "_"
+    return name
+
+
+def _places(files: Sequence[DataFile], all_files: Iterable[DataFile]) -> list[str]:
+    """Return the folders that hold these files and no other, and the files of other folders one by one."""
+    elsewhere = [file.path for file in all_files if file not in files]
+    readable = [file.path for file in files if file.path.lower().endswith(_READABLE) and file.delimiter in (None, ",")]
+    places: dict[str, None] = {}
+    for path in readable:
+        folder = str(PurePosixPath(path).parent)
+        siblings = [file.path for file in files if file.path.startswith(f"{folder}/")]
+        is_flat = all("/" not in sibling.removeprefix(f"{folder}/") for sibling in siblings)
+        is_alone = is_flat and set(siblings) <= set(readable) and not any(p.startswith(f"{folder}/") for p in elsewhere)
+        places[folder if is_alone and len(siblings) > 1 else path] = None
+    return list(places)
+
+
+def _description(group: Group, layout: LayoutName, columns: Mapping[str, str]) -> dict[str, Any] | None:
+    named = {theirs: columns.get(ours, ours) for theirs, ours in _COLUMNS[layout].items()}
+    found = {theirs: column for theirs, column in named.items() if column in group.columns}
+    if layout not in ("messages", "sharegpt"):
+        return {"columns": found}
+    tags = _tags(group, named["messages"])
+    return {"formatting": "sharegpt", "columns": found, "tags": tags} if tags is not None else None
+
+
+def _tags(group: Group, column: str) -> dict[str, str] | None:
+    """Return what the rows call keys and roles; None where they call one by two names, which cannot be said."""
+    spoken: set[tuple[str, str]] = set()
+    for file in group.files:
+        for _, row in read_rows(file.file, (column,)):
+            messages = [] if isinstance(row, BadRow) else row[column]
+            spoken |= {(key, message[key]) for message in messages for key in _CONTENT_TAGS if message.get(key)}
+    keys, roles = {key for key, _ in spoken}, {role for _, role in spoken}
+    if len(keys) != 1:
+        return None
+    (key,) = keys
+    tags = {"role_tag": key, "content_tag": _CONTENT_TAGS[key]}
+    for tag, (own, other) in _ROLES.items():
+        if {own, other} <= roles and own != other:
+            return None
+        tags[tag] = other if other in roles or (key == "role" and own not in roles) else own
+    return tags
