@@ -181,3 +181,6 @@ def _add_subset_commands(command: Callable[..., ArgumentParser], experiment: Cal
     export.add_argument("--arm", metavar="NAME", help="of a config with several arms")
     export.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override a config's value")
     export.add_argument("--storage", help="of a config: where its artifacts live")
+    diff = command(commands.diff)
+    diff.add_argument("subset_a", metavar="SUBSET_A", help="folder of a subset, {storage}/subset/{fingerprint}")
+    diff.add_argument("subset_b", metavar="SUBSET_B", help="folder of another, in the same storage or not")

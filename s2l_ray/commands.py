@@ -258,6 +258,17 @@ def _subset_of_arm(options: argparse.Namespace) -> Artifact:
     return arm_named(arms_of(experiment, Storage.at(experiment.shared.storage)), options.arm).need("subset")
 
 
+def diff(options: argparse.Namespace) -> Document:
+    """Say what two subsets have in common, and how they were made otherwise."""
+    from s2l_ray.lineage import subset_at
+    from s2l_ray.subset_diff import compare, lines
+
+    found = compare(subset_at(options.subset_a), subset_at(options.subset_b))
+    for line in lines(found):
+        display.say(line)
+    return found
+
+
 def inspect(options: argparse.Namespace) -> Document:
     """Show an artifact: its summary, inputs and files."""
     from s2l_ray.summary import inspect_folder
