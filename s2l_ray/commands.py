@@ -269,6 +269,26 @@ def diff(options: argparse.Namespace) -> Document:
     return found
 
 
+def explain(options: argparse.Namespace) -> Document:
+    """Say why a row was taken or not, or what a cluster is."""
+    from s2l_ray.arms import arms_of
+    from s2l_ray.explain import explain_cluster, explain_example
+    from s2l_ray.explanation import cluster_lines, example_lines
+    from s2l_ray.storage import Storage
+
+    experiment = _laid_out(options)[1]
+    arms = arms_of(experiment, Storage.at(experiment.shared.storage))
+    if options.example is not None:
+        told = explain_example(arms, options.example)
+        lines = example_lines(told)
+    else:
+        told = explain_cluster(arms, options.cluster, options.stratum)
+        lines = cluster_lines(told)
+    for line in lines:
+        display.say(line)
+    return told
+
+
 def inspect(options: argparse.Namespace) -> Document:
     """Show an artifact: its summary, inputs and files."""
     from s2l_ray.summary import inspect_folder

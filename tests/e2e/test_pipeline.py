@@ -14,7 +14,8 @@ import yaml
 
 from s2l_ray.arms import arms_of
 from s2l_ray.artifacts import Artifact, find_artifact
-from s2l_ray.experiment import experiment_of, parse_sparse
+from s2l_ray.experiment import experiment_of, load_experiment, parse_sparse
+from s2l_ray.explain import explain_example
 from s2l_ray.export import export_folder
 from s2l_ray.storage import Storage
 from tests.conftest import run_s2l, write_config
@@ -59,6 +60,17 @@ def test_export_of_the_subset_loads_and_its_card_leads_back_to_it(run: Run, tmp_
     (text,) = re.findall(r"```yaml\n(.*?)\n```", (tmp_path / "out" / "README.md").read_text(), re.DOTALL)
     again = experiment_of(parse_sparse(yaml.safe_load(text), [], origin="again.yaml", name="again"))
     assert arms_of(again, run.storage)["main"].need("subset") == subset
+
+
+def test_every_taken_row_can_be_explained(run: Run) -> None:
+    arms = arms_of(load_experiment(run.config), run.storage)
+    for row in run.table("subset", "subset.parquet").to_pylist()[::40]:
+        told = explain_example(arms, str(row["example_id"]))
+        assert told["arms"]["main"]["rank"] == row["rank"]
+        assert (told["clusterings"][0]["stratum"], told["clusterings"][0]["cluster_id"]) == (
+            row["stratum"],
+            row["cluster_id"],
+        )
 
 
 def test_examples_rows_in_are_kept_plus_rejected(run: Run) -> None:
