@@ -44,9 +44,10 @@ class Arm:
             return None
         if node.key not in self.artifacts:
             first = self._first_missing(node)
+            before = "" if first is node else f"{first.artifact} is missing before it, "
             raise ConfigError(
-                f"{node.artifact} of the arm {self.name} is not there yet: {first.artifact} is missing "
-                f"({self.why_missing[first.key]}). Run the stages up to it, with `s2l run CONFIG --until {node.stage}`."
+                f"{node.artifact} of the arm {self.name} is not there yet: {before}{self.why_missing[first.key]}. "
+                f"Run the stages up to it, with `s2l run CONFIG --until {node.stage}`."
             )
         return self.artifacts[node.key]
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
-from s2l_ray import commands
+from s2l_ray import commands, looking
 from s2l_ray.commands import Document
 from s2l_ray.errors import S2LError
 from s2l_ray.log import STAGE_THREAD, display, without_user_info
@@ -163,7 +163,7 @@ def _parser() -> ArgumentParser:
     submit.add_argument("--no-wait", action="store_true", help="submit it and return")
     experiment(command(commands.report))
     _add_subset_commands(command, experiment)
-    inspect = command(commands.inspect)
+    inspect = command(looking.inspect)
     inspect.add_argument("folder", help="folder of an artifact, {storage}/{artifact}/{fingerprint}, or of a storage")
     gc = command(commands.gc)
     gc.add_argument("--storage", default="./.s2l", help="the storage to clean")
@@ -173,7 +173,7 @@ def _parser() -> ArgumentParser:
 
 def _add_subset_commands(command: Callable[..., ArgumentParser], experiment: Callable[..., ArgumentParser]) -> None:
     """Add what looks at subsets, and takes them along."""
-    export = command(commands.export)
+    export = command(looking.export)
     export.add_argument("subset", help="folder of a subset, {storage}/subset/{fingerprint}, or a config's YAML file")
     export.add_argument("--to", required=True, help="new folder: a path, a URI, or hf://datasets/owner/name")
     export.add_argument("--public", action="store_true", help="on the hub: let everybody see it")
@@ -181,10 +181,10 @@ def _add_subset_commands(command: Callable[..., ArgumentParser], experiment: Cal
     export.add_argument("--arm", metavar="NAME", help="of a config with several arms")
     export.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override a config's value")
     export.add_argument("--storage", help="of a config: where its artifacts live")
-    diff = command(commands.diff)
+    diff = command(looking.diff)
     diff.add_argument("subset_a", metavar="SUBSET_A", help="folder of a subset, {storage}/subset/{fingerprint}")
     diff.add_argument("subset_b", metavar="SUBSET_B", help="folder of another, in the same storage or not")
-    explain = experiment(command(commands.explain))
+    explain = experiment(command(looking.explain))
     of = explain.add_mutually_exclusive_group(required=True)
     of.add_argument("--example", metavar="ID", help="a row: its example_id, or file:line")
     of.add_argument("--cluster", metavar="ID", type=int, help="a cluster: its number")

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from s2l_ray.artifacts import Artifact
 from s2l_ray.errors import ConfigError
 from s2l_ray.experiment import Experiment, Sparse, experiment_of, load_experiment, load_sparse
 from s2l_ray.log import display
@@ -17,16 +16,17 @@ Document = Mapping[str, Any]
 """What a command prints with `--json`."""
 
 
-def _overrides(options: argparse.Namespace) -> list[str]:
+def overrides(options: argparse.Namespace) -> list[str]:
+    """Return the `--set` lines, with `--storage` as one of them."""
     storage = [f"storage={json.dumps(options.storage, ensure_ascii=False)}"] if options.storage else []
     return [*options.set, *storage]
 
 
-def _laid_out(options: argparse.Namespace) -> tuple[Sparse, Experiment]:
+def laid_out(options: argparse.Namespace) -> tuple[Sparse, Experiment]:
     """Return a file and its arms; of a sweep, its trials."""
     from s2l_ray.sweep import lay_out
 
-    sparse = load_sparse(options.config, _overrides(options))
+    sparse = load_sparse(options.config, overrides(options))
     return sparse, lay_out(sparse).experiment if sparse.sweep else experiment_of(sparse)
 
 
@@ -52,7 +52,7 @@ def doctor(options: argparse.Namespace) -> Document:
     """Say what this machine has, and what would go wrong on it."""
     from s2l_ray.doctor import check, examine_experiment, examine_machine
 
-    experiment = _laid_out(options)[1] if options.config else None
+    experiment = laid_out(options)[1] if options.config else None
     storage = experiment.shared.storage if experiment else options.storage or "./.s2l"
     findings = list(examine_machine(storage))
     findings += examine_experiment(experiment) if experiment else []
@@ -73,7 +73,7 @@ def plan(options: argparse.Namespace) -> Document:
     from s2l_ray.plan import build_pipeline
     from s2l_ray.storage import Storage
 
-    sparse, experiment = _laid_out(options)
+    sparse, experiment = laid_out(options)
     storage = Storage.at(experiment.shared.storage)
     pipeline = build_pipeline(experiment, with_report=not sparse.sweep)
     states = list(examine(pipeline, storage, DigestCache(storage)))
@@ -99,7 +99,7 @@ def status(options: argparse.Namespace) -> Document:
     from s2l_ray.status import status
     from s2l_ray.storage import Storage
 
-    sparse, experiment = _laid_out(options)
+    sparse, experiment = laid_out(options)
     storage = Storage.at(experiment.shared.storage)
     lines = [line.as_json() for line in status(build_pipeline(experiment, with_report=not sparse.sweep), storage)]
     display.table(["artifact", "stage", "state", "says"], [list(line.values()) for line in lines])
@@ -115,7 +115,7 @@ def run(options: argparse.Namespace) -> Document:
     from s2l_ray.storage import Storage
     from s2l_ray.tracking import check_trackers
 
-    experiment = load_experiment(options.config, _overrides(options))
+    experiment = load_experiment(options.config, overrides(options))
     storage = Storage.at(experiment.shared.storage)
     check_trackers(experiment.shared.tracking)
     fetch_models(experiment)
@@ -142,7 +142,7 @@ def extend(options: argparse.Namespace) -> Document:
     from s2l_ray.storage import Storage
     from s2l_ray.summary import ExtensionSummary
 
-    experiment = load_experiment(options.config, _overrides(options))
+    experiment = load_experiment(options.config, overrides(options))
     budget = parse_override(f"select.budget={options.budget}")[1] if options.budget else None
     pipeline = build_extension(experiment, arm_to_extend(experiment, options.arm), options.rows, budget)
     storage = Storage.at(experiment.shared.storage)
@@ -165,7 +165,7 @@ def sweep(options: argparse.Namespace, run_missing: bool = True) -> Document:
     from s2l_ray.summary import SweepSummary
     from s2l_ray.sweep import load_sweep
 
-    sweep = load_sweep(options.config, _overrides(options))
+    sweep = load_sweep(options.config, overrides(options))
     fetch_models(sweep.experiment)
     finished = run_sweep(sweep, Storage.at(sweep.shared.storage), run_missing=run_missing)
     summary = SweepSummary(finished)
@@ -178,7 +178,7 @@ def submit(options: argparse.Namespace) -> Document:
     from s2l_ray.storage import check_outlives_job
     from s2l_ray.strict_yaml import read_yaml
 
-    sparse, experiment = _laid_out(options)
+    sparse, experiment = laid_out(options)
     check_outlives_job(experiment.shared.storage)
     config = os.path.relpath(options.config)
     if config.startswith(os.pardir):
@@ -213,7 +213,7 @@ def report(options: argparse.Namespace) -> Document:
     from s2l_ray.plan import build_pipeline
     from s2l_ray.storage import Storage
 
-    sparse = load_sparse(options.config, _overrides(options))
+    sparse = load_sparse(options.config, overrides(options))
     if sparse.sweep:
         return sweep(options, run_missing=False)
     experiment = experiment_of(sparse)
@@ -230,78 +230,6 @@ def report(options: argparse.Namespace) -> Document:
             f"Run it with `s2l run {options.config}`, which ends with the report."
         )
     return run(argparse.Namespace(**vars(options), until=None))
-
-
-def export(options: argparse.Namespace) -> Document:
-    """Write a subset to a folder to take along, or to a data set of the Hugging Face hub."""
-    from s2l_ray import hub
-    from s2l_ray.export import export_folder, push
-    from s2l_ray.lineage import subset_at
-
-    is_config = Path(options.subset).suffix in (".yaml", ".yml")
-    subset = _subset_of_arm(options) if is_config else subset_at(options.subset)
-    if options.to.startswith(hub.SCHEME):
-        told = push(subset, options.to, is_public=options.public, replaces=options.replace)
-    elif options.public or options.replace:
-        raise ConfigError("--public and --replace are for a data set of the hub: --to hf://datasets/owner/name.")
-    else:
-        told = export_folder(subset, options.to)
-    display.say(f"{told['rows']} rows, {len(told['files'])} files and their card: {told['folder']}")
-    return told
-
-
-def _subset_of_arm(options: argparse.Namespace) -> Artifact:
-    from s2l_ray.arms import arm_named, arms_of
-    from s2l_ray.storage import Storage
-
-    experiment = load_experiment(options.subset, _overrides(options))
-    return arm_named(arms_of(experiment, Storage.at(experiment.shared.storage)), options.arm).need("subset")
-
-
-def diff(options: argparse.Namespace) -> Document:
-    """Say what two subsets have in common, and how they were made otherwise."""
-    from s2l_ray.lineage import subset_at
-    from s2l_ray.subset_diff import compare, lines
-
-    found = compare(subset_at(options.subset_a), subset_at(options.subset_b))
-    for line in lines(found):
-        display.say(line)
-    return found
-
-
-def explain(options: argparse.Namespace) -> Document:
-    """Say why a row was taken or not, or what a cluster is."""
-    from s2l_ray.arms import arms_of
-    from s2l_ray.explain import explain_cluster, explain_example
-    from s2l_ray.explanation import cluster_lines, example_lines
-    from s2l_ray.storage import Storage
-
-    experiment = _laid_out(options)[1]
-    arms = arms_of(experiment, Storage.at(experiment.shared.storage))
-    if options.example is not None:
-        told = explain_example(arms, options.example)
-        lines = example_lines(told)
-    else:
-        told = explain_cluster(arms, options.cluster, options.stratum)
-        lines = cluster_lines(told)
-    for line in lines:
-        display.say(line)
-    return told
-
-
-def inspect(options: argparse.Namespace) -> Document:
-    """Show an artifact: its summary, inputs and files."""
-    from s2l_ray.summary import inspect_folder
-
-    data = inspect_folder(options.folder)
-    for key, value in data.items():
-        if isinstance(value, Mapping):
-            display.say(f"{key}:")
-            for name, item in value.items():
-                display.say(f"  {name}: {item}")
-        else:
-            display.say(f"{key}: {value}")
-    return data
 
 
 def gc(options: argparse.Namespace) -> Document:

@@ -4,6 +4,8 @@ Everything that comes from the data (names of files, sources, columns) is escape
 dumper. Nothing here depends on the time or on the machine: the same subset has the same card.
 """
 
+import glob
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,11 +14,13 @@ from typing import Any
 from s2l_ray.artifacts import Artifact, FileRecord
 from s2l_ray.data_files import Group
 from s2l_ray.input_files import shown
-from s2l_ray.provenance import HELD_OUT_ELSEWHERE, Lineage, facts_of
+from s2l_ray.provenance import HELD_OUT_ELSEWHERE, TRAJECTORIES_ELSEWHERE, Lineage, facts_of
 from s2l_ray.strict_yaml import dump_yaml
 
 CARD = "README.md"
 SELECTION = "selection.parquet"
+_FOLDER = "FOLDER"
+"""Stands for where the reader has put an export."""
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
 _LARGER_SIZES = ((10**8, "10M<n<100M"), (10**9, "100M<n<1B"), (10**10, "1B<n<10B"))
 _LARGEST = "10B<n<100B"
@@ -37,6 +41,7 @@ class Card:
         again: a config that makes the subset again.
         inputs: names of the input files.
         llama_factory: the names of the entries in `dataset_info.json`.
+        repository: `owner/name` of the data set of the hub that it is the card of; None for a folder.
     """
 
     subset: Artifact
@@ -46,6 +51,7 @@ class Card:
     again: Mapping[str, Any]
     inputs: Sequence[str]
     llama_factory: Sequence[str]
+    repository: str | None
 
     def text(self) -> str:
         """Return the card."""
@@ -80,19 +86,22 @@ class Card:
         return [group for group in self.groups if group.files[0].builder == self.groups[0].files[0].builder]
 
     def _loading(self) -> list[str]:
-        named = [g.name for g in self._configured if g.name != "default"]
-        lines = [f'datasets.load_dataset("FOLDER", "{name}", split="train")' for name in named]
-        lines = lines or ['datasets.load_dataset("FOLDER", split="train")']
+        place = self.repository or _FOLDER
+        root = f"hf://datasets/{self.repository}" if self.repository else _FOLDER
+        named = [group.name for group in self._configured if group.name != "default"]
+        lines = [f'datasets.load_dataset("{place}", "{name}", split="train")' for name in named]
+        lines = lines or [f'datasets.load_dataset("{place}", split="train")']
         for group in self.groups:
             if group not in self._configured:  # one data set has files of one kind, as `datasets` sees it
-                paths = ", ".join(f'"FOLDER/{file.path}"' for file in group.files)
-                lines.append(f'datasets.load_dataset("{group.files[0].builder}", data_files=[{paths}], split="train")')
+                paths = json.dumps([f"{root}/{glob.escape(file.path)}" for file in group.files])
+                lines.append(f'datasets.load_dataset("{group.files[0].builder}", data_files={paths}, split="train")')
         parts = ["## Loading\n", _fenced("python", "\n".join(["import datasets", "", *lines]))]
         if any(file.path.endswith(".zst") for group in self.groups for file in group.files):
             parts.append("Files ending in `.zst` need the package `zstandard`.\n")
         if self.llama_factory:
+            directory = f"REMOTE:{self.repository}" if self.repository else _FOLDER
             names = ",".join(self.llama_factory)
-            parts.append(f"LLaMA-Factory: `dataset_dir: FOLDER` and `dataset: {names}`.\n")
+            parts.append(f"LLaMA-Factory: `dataset_dir: {directory}` and `dataset: {names}`.\n")
         return parts
 
     def _composition(self) -> list[str]:
@@ -111,6 +120,8 @@ class Card:
             )
         if HELD_OUT_ELSEWHERE in self.again.get("evaluate", {}).values():
             notes.append(f"`{HELD_OUT_ELSEWHERE}` stands for held-out data, which the run had in files of their own.")
+        if "trajectories" in self.again:
+            notes.append(f"`{TRAJECTORIES_ELSEWHERE}` stands for the trajectories, which were computed elsewhere.")
         if "model" not in self.again.get("target", {}):
             notes.append("The target is not known; its tokenizer decides which rows fit and what a token budget holds.")
         return [

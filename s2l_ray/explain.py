@@ -151,7 +151,7 @@ def _fate(arm: Arm, example_id: int) -> dict[str, Any]:
 
 
 def _why_not(arm: Arm, example_id: int, in_a_cluster: bool, quota: int | None) -> str:
-    for model in ("proxy", "target"):
+    for model in ("target", "proxy"):
         if not arm.need(f"{model}_tokens").read_examples("tokens-", [example_id], ["example_id"]).num_rows:
             return f"no tokens for the {model}: nothing of its response fits, or it is like a held-out row"
     clusters = arm.find("clusters")

@@ -105,16 +105,18 @@ class Export:
         info = dataset_info(groups, layout["name"], layout["columns"], repository) if layout else {}
         if info:
             records.append(_put(folder, DATASET_INFO, (json.dumps(info, indent=2) + "\n").encode()))
-        _put(folder, CARD, self._card(groups, records, list(info)).encode())
+        _put(folder, CARD, self._card(groups, records, list(info), repository).encode())
         return records
 
     def _row_files(self) -> Iterator[tuple[FileRecord, DataFile]]:
         return zip(self.subset.files(_ROWS), self.files, strict=True)
 
-    def _card(self, groups: tuple[Group, ...], records: list[FileRecord], llama_factory: list[str]) -> str:
+    def _card(
+        self, groups: tuple[Group, ...], records: list[FileRecord], entries: list[str], repository: str | None
+    ) -> str:
         inputs = {file.file.name: next(iter(file.sources)) if len(file.sources) == 1 else None for file in self.files}
         again = config_again(self.subset, self.lineage, inputs)
-        return Card(self.subset, self.lineage, groups, records, again, list(inputs), llama_factory).text()
+        return Card(self.subset, self.lineage, groups, records, again, list(inputs), entries, repository).text()
 
 
 def _input_file(subset: Artifact, record: FileRecord) -> InputFile:

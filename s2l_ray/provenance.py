@@ -1,6 +1,6 @@
 """How a subset was chosen, as told by the manifests of what it was made from."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
@@ -13,6 +13,8 @@ Lineage = Mapping[str, Artifact]
 
 HELD_OUT_ELSEWHERE = "your-held-out.jsonl"
 """Stands for held-out data of its own: rows are then held out of no input."""
+TRAJECTORIES_ELSEWHERE = "your-trajectories"
+"""Stands for trajectories that no proxy of the run computed."""
 _ANY_FRESH_MODEL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 """All models with random weights share a tokenizer, and of the target nothing else decides what is chosen."""
 
@@ -57,7 +59,10 @@ def facts_of(subset: Artifact, lineage: Lineage) -> dict[str, Any]:
     if proxy is not None:
         trained = settings_of(proxy)
         facts |= {"proxy": _model(trained["model"]), "revision of the proxy": trained["revision"]}
-        facts |= {"checkpoints (T)": _checkpoints(trained["checkpoints"]), "seed of the proxy": trained["seed"]}
+        facts["seed of the proxy"] = trained["seed"]
+    if "trajectories" in lineage:
+        facts["checkpoints (T)"] = lineage["trajectories"].summary["n_checkpoints"]
+        facts["trajectories"] = "computed elsewhere" if proxy is None else None
     return {name: value for name, value in facts.items() if value is not None}
 
 
@@ -66,10 +71,6 @@ def _model(model: str | Mapping[str, Any]) -> str:
         return model
     sizes = ", ".join(f"{key} {value}" for key, value in model.items() if key != "model_type" and value is not None)
     return f"{model['model_type']} with random weights, {sizes}"
-
-
-def _checkpoints(asked: int | Sequence[int]) -> int:
-    return asked if isinstance(asked, int) else len(asked)
 
 
 def config_again(subset: Artifact, lineage: Lineage, inputs: Mapping[str, str | None]) -> dict[str, Any]:
@@ -84,9 +85,11 @@ def config_again(subset: Artifact, lineage: Lineage, inputs: Mapping[str, str | 
     sections |= {"proxy": settings_of(lineage["proxy"], "max_tokens")} if "proxy" in lineage else {}
     sections |= {"cluster": settings_of(lineage["clusters"])} if "clusters" in lineage else {}
     scored = lineage.get("trajectories", lineage.get("hidden_states"))
-    if scored is not None:
+    if scored is not None and "proxy" not in scored.manifest.inputs:
+        sections["trajectories"] = {"path": TRAJECTORIES_ELSEWHERE, "columns": settings_of(scored)["columns"]}
+    elif scored is not None:
         sections["score"] = {name: value for name, value in settings_of(scored).items() if name != "seed"}
-    for key in ("proxy", "target"):
+    for key in ("target",) if "trajectories" in sections else ("proxy", "target"):
         if key not in sections and f"{key}_tokenizer" in lineage:
             tokenizer = lineage[f"{key}_tokenizer"]
             name = tokenizer.summary.get("model")

@@ -20,7 +20,7 @@ from s2l_ray.graph import Node, examine
 from s2l_ray.guard import set_aside
 from s2l_ray.layouts import detect_layout
 from s2l_ray.plan import build_pipeline
-from s2l_ray.stages import select_subset
+from s2l_ray.stages import import_trajectories, select_subset
 from s2l_ray.storage import Storage
 from s2l_ray.tokens import TokenizedExample, tokens_table
 
@@ -134,7 +134,7 @@ def _trajectories(inputs: Mapping[str, Artifact], node: Node, output: StagedOutp
         },
         schema=schema,
     )
-    return StageResult([output.write_parquet("trajectories-00000.parquet", [table], schema)], {})
+    return StageResult([output.write_parquet("trajectories-00000.parquet", [table], schema)], {"n_checkpoints": T})
 
 
 def _clusters(inputs: Mapping[str, Artifact], node: Node, output: StagedOutput) -> StageResult:
@@ -178,6 +178,12 @@ def _clusters(inputs: Mapping[str, Artifact], node: Node, output: StagedOutput) 
     return StageResult(records, {"n_clusters": len(centroids), "rows": int(kept_N.sum())})
 
 
+def _imported(inputs: Mapping[str, Artifact], node: Node, output: StagedOutput) -> StageResult:
+    return import_trajectories.import_trajectories(
+        import_trajectories.Inputs(**inputs), node.config, ResourcesConfig(), output, seed=node.seed
+    )
+
+
 def _subset(inputs: Mapping[str, Artifact], node: Node, output: StagedOutput) -> StageResult:
     return select_subset.select_subset(
         select_subset.Inputs(**inputs), node.config, ResourcesConfig(), output, seed=node.seed
@@ -197,6 +203,7 @@ _MAKERS = {
     "tokenize_examples": _tokens,
     "train_proxy": _stub,
     "score_examples": _trajectories,
+    "import_trajectories": _imported,
     "cluster_trajectories": _clusters,
     "select_subset": _subset,
 }

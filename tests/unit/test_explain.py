@@ -139,7 +139,7 @@ def test_missing_stage_is_named_with_the_first_that_is_missing(tmp_path):
     with pytest.raises(ConfigError, match=r"examples .* not there yet.*--until prepare_examples"):
         explain_example(arms_of(of, storage), "0")
     make(storage, of, until="train_proxy")
-    with pytest.raises(ConfigError, match=r"clusters .* trajectories is missing .*--until cluster_trajectories"):
+    with pytest.raises(ConfigError, match=r"clusters .* trajectories is missing before it.*--until cluster"):
         explain_cluster(arms_of(of, storage), 0, None)
 
 

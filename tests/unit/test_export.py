@@ -217,7 +217,9 @@ def test_files_of_two_kinds_are_both_loaded_by_what_the_card_says(storage, tmp_p
     lines = [line for line in (folder / "README.md").read_text().splitlines() if line.startswith("datasets.load")]
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     found = [eval(line.replace("FOLDER", str(folder)), {"datasets": datasets}) for line in lines]
-    assert sum(map(len, found)) == len(selection_of(folder))
+    assert [len(part) for part in found] == [
+        sum(row["source"] == name for row in selection_of(folder)) for name in ("a", "b")
+    ]
 
 
 # -------------------------------------------------------------------------------------------------------- LLaMA-Factory
@@ -250,7 +252,8 @@ def entry_of(rows: list[dict[str, Any]], storage: Storage, tmp_path: Path, **exa
     folder = exported(subset_of(storage, examples={"path": str(path), **examples}), tmp_path)
     ((name, entry),) = json.loads((folder / "dataset_info.json").read_text()).items()
     assert name == "rows_jsonl"
-    assert (folder / entry.pop("file_name")).is_file()
+    found = [json.loads(line) for line in (folder / entry.pop("file_name")).read_text().splitlines()]
+    assert all(set(entry["columns"].values()) <= row.keys() for row in found)
     assert f"`dataset: {name}`" in (folder / "README.md").read_text()
     return entry
 
@@ -306,26 +309,47 @@ def test_a_folder_of_files_is_one_entry_and_a_compressed_file_none(storage, tmp_
 # ------------------------------------------------------------------------------------------------------------- the card
 
 
-def test_config_of_the_card_makes_the_same_subset(storage, tmp_path, monkeypatch):
-    path = write_rows(tmp_path / "rows.jsonl", alpaca(60))
-    sections = {"select": {"method": "guarded", "budget": 12}, "proxy": {"seed": 7}, "tokens": {"max_tokens": 99}}
-    subset = subset_of(storage, examples={"path": str(path)}, seed=5, **sections)
-    card = (exported(subset, tmp_path) / "README.md").read_text()
-    data = yaml.safe_load(re.search(r"```yaml\n(.*?)\n```", card, re.DOTALL)[1])
-    monkeypatch.chdir(tmp_path)
-    again = experiment_of(parse_sparse(data, [], origin="again.yaml", name="again"))
-    assert arms_of(again, storage)["main"].need("subset") == subset
+def config_in(folder: Path) -> dict[str, Any]:
+    (text,) = re.findall(r"```yaml\n(.*?)\n```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    return yaml.safe_load(text)
 
 
-@pytest.mark.parametrize("method", ["random", "official", "longest", "high_learnability"])
-def test_config_of_the_card_makes_the_same_subset_by_any_method(method, storage, tmp_path, monkeypatch):
-    path = write_rows(tmp_path / "rows.jsonl", alpaca(40, source="a"))
-    subset = subset_of(storage, examples={"path": str(path)}, select={"method": method})
-    card = (exported(subset, tmp_path) / "README.md").read_text()
-    data = yaml.safe_load(re.search(r"```yaml\n(.*?)\n```", card, re.DOTALL)[1])
-    monkeypatch.chdir(tmp_path)
+def subset_again(data: dict[str, Any], storage: Storage) -> Artifact:
     again = experiment_of(parse_sparse(data, [], origin="again.yaml", name="again"))
-    assert arms_of(again, storage)["main"].need("subset") == subset
+    return arms_of(again, storage)["main"].need("subset")
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"select": {"method": "guarded", "budget": 12}, "proxy": {"seed": 7}, "tokens": {"max_tokens": 99}, "seed": 5},
+        {"select": {"method": "guarded", "quota_exponent": 0}, "cluster": {"n_clusters_per": "stratum"}},
+        {"proxy": {"epochs": 3, "checkpoints": [1, 2, 5]}, "score": {"shard_rows": 100}},
+        {"select": {"method": "random"}},
+        {"select": {"method": "official"}},
+        {"select": {"method": "high_learnability"}},
+    ],
+)
+def test_config_of_the_card_makes_the_same_subset(sections, storage, tmp_path, monkeypatch):
+    path = write_rows(tmp_path / "rows.jsonl", alpaca(60, source="a"))
+    subset = subset_of(storage, examples={"path": str(path)}, **sections)
+    monkeypatch.chdir(tmp_path)
+    assert subset_again(config_in(exported(subset, tmp_path)), storage) == subset
+
+
+def test_config_of_the_card_leaves_room_for_trajectories_from_elsewhere(storage, tmp_path, monkeypatch):
+    path = write_rows(tmp_path / "rows.jsonl", [{**row, "id": f"r{i}"} for i, row in enumerate(alpaca(60))])
+    losses = [{"name": f"r{i}", "loss": [4.0, 3.5, 3.0, 2.0 + i / 100]} for i in range(60)]
+    pq.write_table(pa.Table.from_pylist(losses), tmp_path / "losses.parquet")
+    trajectories = {"path": str(tmp_path / "losses.parquet"), "columns": {"user_id": "name"}}
+    subset = subset_of(storage, examples={"path": str(path)}, trajectories=trajectories)
+    folder = exported(subset, tmp_path)
+    data = config_in(folder)
+    assert "computed elsewhere" in (folder / "README.md").read_text()
+    assert data["trajectories"].pop("path") == "your-trajectories"
+    monkeypatch.chdir(tmp_path)
+    data["trajectories"]["path"] = "losses.parquet"
+    assert subset_again(data, storage) == subset
 
 
 def test_card_names_no_licence_in_front_and_says_whose_it_is_to_name_one(subset, tmp_path):

@@ -132,6 +132,7 @@ def test_push_makes_a_private_data_set_of_exactly_the_exported_files(
     export_folder(subset, str(tmp_path / "out"))
     entries = json.loads(pushed["dataset_info.json"])
     assert entries["rows"]["hf_hub_url"] == DATASET
+    assert f'datasets.load_dataset("{DATASET}", split="train")' in pushed["README.md"].decode()
     for name in ("data/rows.jsonl", "selection.parquet"):
         assert pushed[name] == (tmp_path / "out" / name).read_bytes()
     assert set(pushed) == {".gitattributes", "README.md", "data/rows.jsonl", "dataset_info.json", "selection.parquet"}

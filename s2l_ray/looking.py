@@ -1,0 +1,83 @@
+"""What the commands do that look at artifacts: take a subset along, lay two beside each other, explain, inspect."""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+from s2l_ray.artifacts import Artifact
+from s2l_ray.commands import Document, laid_out, overrides
+from s2l_ray.errors import ConfigError
+from s2l_ray.experiment import load_experiment
+from s2l_ray.log import display
+
+
+def export(options: argparse.Namespace) -> Document:
+    """Write a subset to a folder to take along, or to a data set of the Hugging Face hub."""
+    from s2l_ray import hub
+    from s2l_ray.export import export_folder, push
+    from s2l_ray.lineage import subset_at
+
+    is_config = Path(options.subset).suffix in (".yaml", ".yml")
+    subset = _subset_of_arm(options) if is_config else subset_at(options.subset)
+    if options.to.startswith(hub.SCHEME):
+        told = push(subset, options.to, is_public=options.public, replaces=options.replace)
+    elif options.public or options.replace:
+        raise ConfigError("--public and --replace are for a data set of the hub: --to hf://datasets/owner/name.")
+    else:
+        told = export_folder(subset, options.to)
+    display.say(f"{told['rows']} rows, {len(told['files'])} files and their card: {told['folder']}")
+    return told
+
+
+def _subset_of_arm(options: argparse.Namespace) -> Artifact:
+    from s2l_ray.arms import arm_named, arms_of
+    from s2l_ray.storage import Storage
+
+    experiment = load_experiment(options.subset, overrides(options))
+    return arm_named(arms_of(experiment, Storage.at(experiment.shared.storage)), options.arm).need("subset")
+
+
+def diff(options: argparse.Namespace) -> Document:
+    """Say what two subsets have in common, and how they were made otherwise."""
+    from s2l_ray.lineage import subset_at
+    from s2l_ray.subset_diff import compare, lines
+
+    found = compare(subset_at(options.subset_a), subset_at(options.subset_b))
+    for line in lines(found):
+        display.say(line)
+    return found
+
+
+def explain(options: argparse.Namespace) -> Document:
+    """Say why a row was taken or not, or what a cluster is."""
+    from s2l_ray.arms import arms_of
+    from s2l_ray.explain import explain_cluster, explain_example
+    from s2l_ray.explanation import cluster_lines, example_lines
+    from s2l_ray.storage import Storage
+
+    experiment = laid_out(options)[1]
+    arms = arms_of(experiment, Storage.at(experiment.shared.storage))
+    if options.example is not None:
+        told = explain_example(arms, options.example)
+        lines = example_lines(told)
+    else:
+        told = explain_cluster(arms, options.cluster, options.stratum)
+        lines = cluster_lines(told)
+    for line in lines:
+        display.say(line)
+    return told
+
+
+def inspect(options: argparse.Namespace) -> Document:
+    """Show an artifact: its summary, inputs and files."""
+    from s2l_ray.summary import inspect_folder
+
+    data = inspect_folder(options.folder)
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            display.say(f"{key}:")
+            for name, item in value.items():
+                display.say(f"  {name}: {item}")
+        else:
+            display.say(f"{key}: {value}")
+    return data
