@@ -15,9 +15,12 @@ PACKAGE = Path(s2l_ray.__file__).parent
 ROOT = PACKAGE.parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 NOUNS = sorted(
-    p for place in (".", "formats", "report") for p in (PACKAGE / place).glob("*.py") if p.name != "__main__.py"
+    p
+    for place in (".", "formats", "judging", "report")
+    for p in (PACKAGE / place).glob("*.py")
+    if p.name != "__main__.py"
 )
-HEAVY = ("torch", "transformers", "ray", "deepspeed", "sklearn", "jinja2", "pandas", "datasets")
+HEAVY = ("torch", "transformers", "ray", "deepspeed", "sklearn", "jinja2", "pandas", "datasets", "math_verify", "sympy")
 
 
 def name_of(path: Path) -> str:
