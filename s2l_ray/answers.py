@@ -3,7 +3,7 @@
 Legend: B batch, L tokens.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
@@ -36,9 +36,11 @@ def generate_greedily(
     batch_tokens: int,
     stop_ids: Sequence[int],
     device: "torch.device",
+    is_ended: Callable[[list[int]], bool] | None = None,
 ) -> list[list[int]]:
     """Return the most likely continuation of every prompt, up to the first of `stop_ids`, which is left out.
 
+    Where `is_ended` is given, the continuation need not go on once it says so of the tokens so far; it may.
     Prompts of equal length share a batch, so that nothing is padded and no mask is needed. Dropout is off: the model
     is put into evaluation mode.
     """
@@ -54,13 +56,17 @@ def generate_greedily(
             if room < 1:
                 continue
             input_ids_BL = torch.from_numpy(np.stack([prompts[p] for p in positions]).astype(np.int64)).to(device)
-            for position, ids in zip(positions, _greedy(model, input_ids_BL, room, stop_ids), strict=True):
+            for position, ids in zip(positions, _greedy(model, input_ids_BL, room, stop_ids, is_ended), strict=True):
                 answers[position] = ids
     return answers
 
 
 def _greedy(
-    model: "PreTrainedModel", input_ids_BL: "torch.Tensor", room: int, stop_ids: Sequence[int]
+    model: "PreTrainedModel",
+    input_ids_BL: "torch.Tensor",
+    room: int,
+    stop_ids: Sequence[int],
+    is_ended: Callable[[list[int]], bool] | None,
 ) -> list[list[int]]:
     import torch
 
@@ -72,6 +78,8 @@ def _greedy(
         token_B = output.logits[:, -1].argmax(dim=-1)
         new.append(token_B)
         ended_B = torch.isin(token_B, stops)
+        if is_ended is not None:
+            ended_B |= torch.tensor([is_ended(ids) for ids in torch.stack(new, dim=1).tolist()], device=ended_B.device)
         open_B = ~ended_B if open_B is None else open_B & ~ended_B
         if not bool(open_B.any()):
             break
@@ -91,6 +99,11 @@ def _equal_length_batches(lengths: Sequence[int], batch_tokens: int, new_tokens:
         batch.append(position)
     if batch:
         yield batch
+
+
+def before_stop(text: str, stops: Sequence[str]) -> str:
+    """Return a text up to the first of some strings, which is left out."""
+    return text[: min((text.index(stop) for stop in stops if stop in text), default=len(text))]
 
 
 def is_exact_match(prediction: str, expected: str) -> bool:

@@ -135,6 +135,14 @@ def _parser() -> ArgumentParser:
         sub.add_argument("--storage", help="where artifacts live; the same as --set storage=...")
         return sub
 
+    def runs(sub: ArgumentParser) -> ArgumentParser:
+        sub.add_argument(
+            "--allow-code-execution",
+            action="store_true",
+            help="let metrics run programs that the target writes; they are contained, but in no sandbox",
+        )
+        return experiment(sub)
+
     init = command(commands.init)
     init.add_argument("data", nargs="+", help="file, folder, glob or URI; several are a mixture")
     init.add_argument("--proxy", metavar="MODEL", help="the small model: a Hugging Face id or a folder")
@@ -146,17 +154,17 @@ def _parser() -> ArgumentParser:
     doctor.add_argument("--storage", help="where artifacts are to live")
     experiment(command(commands.plan))
     experiment(command(commands.status))
-    run = experiment(command(commands.run))
+    run = runs(command(commands.run))
     run.add_argument("--until", metavar="STAGE", help="stop after this stage")
     stage = command(commands.run, "stage", text="Run one stage and what it needs.")
     stage.add_argument("until", metavar="NAME", help="the stage: a file name under s2l_ray/stages")
-    experiment(stage)
+    runs(stage)
     extend = experiment(command(commands.extend))
     extend.add_argument("--rows", required=True, metavar="DATA", help="the new rows: file, folder, glob or URI")
     extend.add_argument("--budget", help="how many of them to take; else the share that select.budget says")
     extend.add_argument("--arm", help="the arm whose subset they join, where several could be meant")
-    experiment(command(commands.sweep))
-    submit = experiment(command(commands.submit))
+    runs(command(commands.sweep))
+    submit = runs(command(commands.submit))
     submit.add_argument("--until", metavar="STAGE", help="stop after this stage")
     submit.add_argument("--address", metavar="URL", help="the cluster's dashboard; else RAY_API_SERVER_ADDRESS")
     submit.add_argument("--runtime-env", metavar="FILE", help="YAML file of Ray's runtime environment for the job")

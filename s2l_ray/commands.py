@@ -30,6 +30,16 @@ def laid_out(options: argparse.Namespace) -> tuple[Sparse, Experiment]:
     return sparse, lay_out(sparse).experiment if sparse.sweep else experiment_of(sparse)
 
 
+def _check_metrics(experiment: Experiment, options: argparse.Namespace) -> None:
+    from s2l_ray.judging.execution import NOT_ISOLATED, is_isolated
+    from s2l_ray.judging.metrics import answer_metrics, check_metrics
+
+    names = {name for config in experiment.arms.values() for name in config.evaluate.metrics}
+    check_metrics(names, allow_code_execution=options.allow_code_execution)
+    if any(metric.runs_programs for metric in answer_metrics(names).values()) and not is_isolated():
+        display.warn(NOT_ISOLATED)
+
+
 def init(options: argparse.Namespace) -> Document:
     """Look at data and write a first config for it."""
     from s2l_ray.starter import first_config, look_at
@@ -108,7 +118,7 @@ def status(options: argparse.Namespace) -> Document:
     return {"storage": storage.uri, "nodes": lines}
 
 
-def run(options: argparse.Namespace) -> Document:
+def run(options: argparse.Namespace, run_missing: bool = True) -> Document:
     """Run the experiment, or what is missing of it."""
     from s2l_ray.plan import build_pipeline, fetch_models
     from s2l_ray.stages.run import Runner
@@ -118,8 +128,10 @@ def run(options: argparse.Namespace) -> Document:
     experiment = load_experiment(options.config, overrides(options))
     storage = Storage.at(experiment.shared.storage)
     check_trackers(experiment.shared.tracking)
+    if run_missing:
+        _check_metrics(experiment, options)
     fetch_models(experiment)
-    pipeline = build_pipeline(experiment, with_report=True)
+    pipeline = build_pipeline(experiment, with_report=True, allow_code_execution=options.allow_code_execution)
     if options.until:
         pipeline = pipeline.until(options.until)
     result = Runner(pipeline, storage, experiment.shared.resources).run()
@@ -166,8 +178,15 @@ def sweep(options: argparse.Namespace, run_missing: bool = True) -> Document:
     from s2l_ray.sweep import load_sweep
 
     sweep = load_sweep(options.config, overrides(options))
+    if run_missing:
+        _check_metrics(sweep.experiment, options)
     fetch_models(sweep.experiment)
-    finished = run_sweep(sweep, Storage.at(sweep.shared.storage), run_missing=run_missing)
+    finished = run_sweep(
+        sweep,
+        Storage.at(sweep.shared.storage),
+        run_missing=run_missing,
+        allow_code_execution=options.allow_code_execution,
+    )
     summary = SweepSummary(finished)
     summary.show()
     return summary.as_json()
@@ -190,6 +209,7 @@ def submit(options: argparse.Namespace) -> Document:
     words += [word for line in options.set for word in ("--set", line)]
     words += ["--storage", options.storage] if options.storage else []
     words += ["--until", options.until] if options.until else []
+    words += ["--allow-code-execution"] if options.allow_code_execution else []
     runtime_env = read_yaml(options.runtime_env) if options.runtime_env else {}
     if not isinstance(runtime_env, dict):
         raise ConfigError(f"{options.runtime_env}: found {runtime_env!r}, expected keys such as `env_vars`.")
@@ -213,6 +233,7 @@ def report(options: argparse.Namespace) -> Document:
     from s2l_ray.plan import build_pipeline
     from s2l_ray.storage import Storage
 
+    options = argparse.Namespace(**vars(options), until=None, allow_code_execution=False)
     sparse = load_sparse(options.config, overrides(options))
     if sparse.sweep:
         return sweep(options, run_missing=False)
@@ -229,7 +250,7 @@ def report(options: argparse.Namespace) -> Document:
             f"there is nothing to report yet: {storage.uri} lacks {', '.join(missing[:3])} of this experiment. "
             f"Run it with `s2l run {options.config}`, which ends with the report."
         )
-    return run(argparse.Namespace(**vars(options), until=None))
+    return run(options, run_missing=False)
 
 
 def gc(options: argparse.Namespace) -> Document:

@@ -8,7 +8,7 @@ a fingerprint.
 import hashlib
 import re
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -47,6 +47,8 @@ class Section(BaseModel):
 
 
 TemplateName = Literal["alpaca", "plain", "chat"]
+MetricName = Literal["loss", "exact_match", "math_answer", "program_answer", "pass_at_1"]
+"""What held-out rows are judged by; `judging.metrics` says how."""
 ModelKey = Literal["proxy", "target"]
 """The sections that describe a model."""
 
@@ -323,9 +325,13 @@ class EvaluateConfig(Section):
     """As `examples.columns`."""
     held_out: float = Field(0.05, gt=0, lt=1)
     """Share of the examples that is held out where `path` is null."""
-    metrics: tuple[Literal["loss", "exact_match"], ...] = Field(("loss",), min_length=1)
+    metrics: tuple[MetricName, ...] = Field(("loss",), min_length=1)
+    """`exact_match`: the answer word for word; `math_answer`: the final answer, as mathematics or as an option;
+    `program_answer`: the same, of what programs compute; `pass_at_1`: a program passes its prompt's assertions."""
     max_new_tokens: int = Field(64, ge=1)
     """Longest generated answer [tokens]."""
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Texts at which an answer ends; the first of them, and what follows, is left out: `["\\n\\nQuestion:"]`."""
     max_rows: int | None = Field(None, ge=1)
     """Judge only this many rows, those of lowest hash."""
     batch_tokens: int = Field(4096, ge=1)

@@ -18,6 +18,8 @@ from urllib.parse import urlsplit
 
 from s2l_ray.errors import ConfigError, S2LError
 from s2l_ray.experiment import Experiment
+from s2l_ray.judging.execution import NOT_ISOLATED, is_isolated
+from s2l_ray.judging.metrics import answer_metrics, check_metrics
 from s2l_ray.log import without_user_info
 from s2l_ray.plan import build_pipeline
 from s2l_ray.storage import Storage
@@ -245,9 +247,22 @@ def examine_experiment(experiment: Experiment) -> Iterator[Finding]:
         yield Finding("experiment", "problem", str(error))
         return
     yield Finding("experiment", "ok", f"{len(experiment.arms)} arms, {len(pipeline.nodes)} artifacts")
+    yield from _metrics(experiment)
     models = {config.model for arm in experiment.arms.values() for config in (arm.proxy, arm.target)}
     for model in sorted(name for name in models if isinstance(name, str)):
         yield _model(model)
+
+
+def _metrics(experiment: Experiment) -> Iterator[Finding]:
+    names = {name for arm in experiment.arms.values() for name in arm.evaluate.metrics}
+    try:
+        # Whether programs may run is for the command line of a run to say.
+        check_metrics(names, allow_code_execution=True)
+    except ConfigError as error:
+        yield Finding("metrics", "problem", str(error))
+        return
+    if any(metric.runs_programs for metric in answer_metrics(names).values()):
+        yield Finding("programs", "ok", "isolated") if is_isolated() else Finding("programs", "note", NOT_ISOLATED)
 
 
 def _model(model: str) -> Finding:

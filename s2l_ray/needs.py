@@ -7,11 +7,29 @@ from fractions import Fraction
 from s2l_ray.artifacts import Artifact
 from s2l_ray.config import Config, ExamplesConfig
 from s2l_ray.errors import ConfigError, DataError
+from s2l_ray.judging.metrics import check_rows
+from s2l_ray.turns import Turn, last_exchange
 
 CLUSTERED = ("paper", "official", "guarded", "embedding_kmeans")
 """The selectors that need clusters."""
 BY_SOURCE = ("official", "random_per_source")
 """The selectors that divide the budget by source."""
+
+
+@dataclass(frozen=True)
+class JudgeableRows:
+    """Of the held-out rows a metric needs some that it can judge."""
+
+    metrics: tuple[str, ...]
+
+    def __call__(self, artifact: Artifact) -> None:
+        """Check `eval_examples`.
+
+        Raises:
+            DataError: a metric can judge none of them.
+        """
+        turns = artifact.read_table("examples-", ["turns"]).column("turns").to_pylist()
+        check_rows(self.metrics, [last_exchange([Turn(**turn) for turn in row]) for row in turns])
 
 
 def check_rejected(examples: ExamplesConfig, rows_rejected: int, rows_in: int) -> None:

@@ -15,8 +15,9 @@ from s2l_ray.graph import STAGES, Check, Node, Outside, Pipeline
 from s2l_ray.imported import find_losses
 from s2l_ray.input_files import InputFile
 from s2l_ray.inputs import find_inputs
+from s2l_ray.judging.metrics import judges_of
 from s2l_ray.models import is_pretrained, pinned, pretrained_folder
-from s2l_ray.needs import CLUSTERED, Needs
+from s2l_ray.needs import CLUSTERED, JudgeableRows, Needs
 from s2l_ray.stage_settings import (
     DiagnoseSettings,
     EvaluateSettings,
@@ -55,11 +56,18 @@ InputListing = dict[Any, tuple[InputFile, ...]]
 """Config path of an input -> the files that were found there."""
 
 
-def build_pipeline(experiment: Experiment, files: InputListing | None = None, *, with_report: bool = False) -> Pipeline:
+def build_pipeline(
+    experiment: Experiment,
+    files: InputListing | None = None,
+    *,
+    with_report: bool = False,
+    allow_code_execution: bool = False,
+) -> Pipeline:
     """Lay out the nodes of all arms.
 
     Args:
         with_report: lay out the diagnostics and the report as well, which a trial of a sweep does without.
+        allow_code_execution: programs that the target writes may run where a metric asks for it.
         files: what was listed before for other experiments on the same data; filled with what is listed now.
 
     Raises:
@@ -73,7 +81,7 @@ def build_pipeline(experiment: Experiment, files: InputListing | None = None, *,
     checks: dict[str, list[Check]] = {}
     for arm, given in experiment.arms.items():
         config = settled(given)
-        of_arm = arm_nodes(config, list_inputs(config, files))
+        of_arm = arm_nodes(config, list_inputs(config, files), allow_code_execution=allow_code_execution)
         if with_report and "clusters" in of_arm:
             of_arm["diagnostics"] = _diagnostics_node(config, of_arm)
         for name, node in of_arm.items():
@@ -85,6 +93,8 @@ def build_pipeline(experiment: Experiment, files: InputListing | None = None, *,
                 reported[f"{name}/{arm}"] = node
             if name in ("examples", "proxy_tokens", "target_tokens"):
                 checks.setdefault(node.key, []).append(Needs(config))
+            if name == "eval_examples" and judges_of(config.evaluate.metrics):
+                checks.setdefault(node.key, []).append(JudgeableRows(config.evaluate.metrics))
     comparison = Node(
         artifact="comparison",
         stage="compare_arms",
@@ -144,7 +154,9 @@ def fetch_models(experiment: Experiment) -> None:
                 pretrained_folder(model, key)
 
 
-def arm_nodes(config: Config, files: Mapping[Any, tuple[InputFile, ...]]) -> dict[str, Node]:
+def arm_nodes(
+    config: Config, files: Mapping[Any, tuple[InputFile, ...]], *, allow_code_execution: bool = False
+) -> dict[str, Node]:
     """Lay out the nodes of one arm, by name, up to its scores."""
     data = files.get(config.examples.path, ())
     nodes = {"examples": (examples := _examples_node(config, data))}
@@ -196,13 +208,15 @@ def arm_nodes(config: Config, files: Mapping[Any, tuple[InputFile, ...]]) -> dic
         seed=config.target.seed or 0,
         outside=_model_outside(config.target, "target"),
     )
+    judges = judges_of(config.evaluate.metrics)
     nodes["scores"] = Node(
         artifact="scores",
         stage="evaluate_target",
-        config=EvaluateSettings(config.evaluate, config.target.precision),
+        config=EvaluateSettings(config.evaluate, config.target.precision, allow_code_execution),
         settings={
             **settings_of(config.evaluate, without=("path", "columns", "held_out")),
             "precision": config.target.precision,
+            **({"judges": judges} if judges else {}),
         },
         inputs={
             "target": nodes["target"],

@@ -4,6 +4,7 @@ A schema change that a reader could notice raises `SCHEMA_VERSION`, which is par
 Legend: T checkpoints.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import pyarrow as pa
@@ -175,6 +176,13 @@ PREDICTIONS = pa.schema(
         pa.field("exact_match", pa.bool_()),
     ]
 )
+
+
+def predictions(metrics: Iterable[str]) -> pa.Schema:
+    """Return the schema of predictions with a verdict for each of some metrics; null where there was none to give."""
+    more = [pa.field(name, pa.bool_()) for name in metrics if name not in PREDICTIONS.names]
+    return pa.schema([*PREDICTIONS, *more])
+
 
 SCORES = pa.schema(
     [

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s2l_ray.errors import ConfigError, DataError
+from s2l_ray.judging.metrics import METRICS
 
 CONFIDENCE = 0.95
 LEAST_FOR_BOOTSTRAP = 5
@@ -25,7 +26,7 @@ Scores = Mapping[str, float]
 """Seed, as text -> score."""
 
 LOWER_IS_BETTER = ("macro_loss", "micro_loss", "wrong_share")
-HIGHER_IS_BETTER = ("macro_exact_match", "micro_exact_match", "tail_share")
+HIGHER_IS_BETTER = (*(f"{mean}_{name}" for name in METRICS for mean in ("macro", "micro")), "tail_share")
 
 
 def higher_is_better(metric: str) -> bool:

@@ -93,6 +93,8 @@ class EvaluateSettings:
 
     evaluate: EvaluateConfig
     precision: str
+    allow_code_execution: bool
+    """Programs that a model wrote may run: it decides whether, not what, so no address holds it."""
 
 
 @dataclass(frozen=True)

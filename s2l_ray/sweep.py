@@ -23,12 +23,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
-from s2l_ray.config import Config, Section
+from s2l_ray.config import Config, MetricName, Section
 from s2l_ray.errors import ConfigError
 from s2l_ray.experiment import (
     MAIN_ARM,
@@ -43,7 +43,8 @@ from s2l_ray.experiment import (
 
 ARM = "arm"
 """The parameter that a file's `arms` are."""
-METRICS = ("macro_loss", "macro_exact_match", "micro_loss", "micro_exact_match")
+METRICS = tuple(f"{mean}_{name}" for name in get_args(MetricName) for mean in ("macro", "micro"))
+"""What a sweep may look for."""
 MAX_TRIALS = 10_000
 
 
@@ -80,8 +81,8 @@ class SweepConfig(Section):
     search: Literal["grid", "random", "asha"] = "grid"
     samples: int = Field(16, ge=1)
     """Settings drawn by `random` and `asha`."""
-    metric: Literal["macro_loss", "macro_exact_match", "micro_loss", "micro_exact_match"] = "macro_loss"
-    """What is best, higher or lower as the metric wants it."""
+    metric: str = "macro_loss"
+    """What is best, higher or lower as the metric wants it: `macro_` or `micro_` and one of `evaluate.metrics`."""
     baseline: dict[str, Any] = Field(default_factory=dict)
     """The settings that others are compared with, e.g. `{arm: random}`: equal in all other parameters."""
     max_concurrent: int | None = Field(None, ge=1)
@@ -90,6 +91,13 @@ class SweepConfig(Section):
     """Times that a trial is started again after its process died."""
     seed: int = Field(0, ge=0)
     """Seed of the draws of `random` and `asha`."""
+
+    @field_validator("metric")
+    @classmethod
+    def _is_a_metric(cls, value: str) -> str:
+        if value not in METRICS:
+            raise ValueError(f"found {value}, expected one of {', '.join(METRICS)}")
+        return value
 
     @field_validator("parameters")
     @classmethod

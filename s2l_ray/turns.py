@@ -6,6 +6,7 @@ text, which answers nothing). A model learns `assistant`, `tool_calls` and `text
 """
 
 import json
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from s2l_ray.formats.row import Row, kind_of
@@ -30,6 +31,14 @@ class Turn(NamedTuple):
 
     role: str
     content: str
+
+
+def last_exchange(turns: Sequence[Turn]) -> tuple[str, str]:
+    """Return what was asked last, and the answer to it; the question is empty where nothing was."""
+    answer = max(n for n, turn in enumerate(turns) if turn.role in LEARNED)
+    first = max((n + 1 for n, turn in enumerate(turns[:answer]) if turn.role in LEARNED), default=0)
+    asked = [turn.content for turn in turns[first:answer] if turn.role in ("user", "input")]
+    return "\n".join(asked), turns[answer].content
 
 
 class UnusableRowError(Exception):

@@ -154,7 +154,7 @@ def _outcome(facts: RunFacts) -> Section:
         for name in names
     ]
     blocks: list[Block] = [Table(["", *arms], texts, numeric=arms)]
-    for metric in (name for name in names if name in ("macro_exact_match", "macro_loss")):
+    for metric in (name for name in names if name.startswith("macro_")):
         blocks.append(
             Intervals(
                 [Interval(arm.name, *arm.metrics[metric]) for arm in facts.arms if metric in arm.metrics],

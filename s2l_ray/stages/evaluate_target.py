@@ -1,20 +1,22 @@
 """`target` + held-out tokens -> `scores`: `predictions.parquet`, a row per held-out example, and `scores.parquet`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from s2l_ray import schemas
-from s2l_ray.answers import generate_greedily, is_exact_match, prompts_and_answers
+from s2l_ray.answers import before_stop, generate_greedily, prompts_and_answers
 from s2l_ray.artifacts import Artifact, FileRecord, StageResult
 from s2l_ray.attempts import StagedOutput
 from s2l_ray.config import PoolResources, ResourcesConfig
 from s2l_ray.draws import Draws
 from s2l_ray.errors import DataError
+from s2l_ray.judging.metrics import Answered, answer_metrics, check_metrics, judges_of
 from s2l_ray.losses import mean_losses, response_loss_module
 from s2l_ray.models import device_and_precision, load_model
 from s2l_ray.scoring import Mean, mean_of, means_by_group, weighted_mean
@@ -22,12 +24,14 @@ from s2l_ray.stage_settings import EvaluateSettings
 from s2l_ray.stages.shards import Receipt, map_shards
 from s2l_ray.token_rows import TokenRows
 from s2l_ray.tokens import opened_tokenizer
+from s2l_ray.turns import Turn, last_exchange
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
 SHARD_ROWS = 1024
+LABELS = ("source", "skill")
 
 
 @dataclass(frozen=True)
@@ -83,36 +87,61 @@ class JudgeShard:
                 "`target.precision: fp32`.",
                 bad,
             )
-        predictions: Sequence[str | None] = [None] * len(rows)
-        matches: Sequence[bool | None] = [None] * len(rows)
-        if "exact_match" in evaluate.metrics:
-            predictions, matches = self._answers(model, rows)
-        part = pa.table(
-            {
-                "example_id": list(shard.ids),
-                "loss": loss_N,
-                "num_response_tokens": rows.num_response_tokens_N,
-                "prediction": pa.array(predictions, pa.string()),
-                "exact_match": pa.array(matches, pa.bool_()),
-            }
-        )
-        return [self.output.write_parquet(f"scratch/predictions-{shard.piece}.parquet", [part], part.schema)], {}
+        schema = _schema_of_part(evaluate.metrics)
+        columns, unsettled = self._judged(model, rows, shard.ids)
+        columns |= {
+            "example_id": list(shard.ids),
+            "loss": loss_N,
+            "num_response_tokens": rows.num_response_tokens_N,
+        }
+        missing = {name: [None] * len(rows) for name in schema.names if name not in columns}
+        part = pa.table(columns | missing, schema=schema)
+        record = self.output.write_parquet(f"scratch/predictions-{shard.piece}.parquet", [part], schema)
+        return [record], {"unsettled": unsettled}
 
-    def _answers(self, model: "PreTrainedModel", rows: TokenRows) -> tuple[list[str], list[bool]]:
-        summary = self.inputs.tokenizer.summary
+    def _judged(
+        self, model: "PreTrainedModel", rows: TokenRows, ids: Sequence[int]
+    ) -> tuple[dict[str, Any], dict[str, int]]:
+        """Return the answers and the verdicts on them by column, and how many comparisons had no end."""
+        metrics = answer_metrics(self.config.evaluate.metrics)
+        if not metrics:
+            return {}, {}
+        check_metrics(metrics, allow_code_execution=self.config.allow_code_execution)
+        answers = self._answers(model, rows, ids)
+        judged = {name: metric.judge(answers) for name, metric in metrics.items()}
+        columns = {"prediction": [answer.prediction for answer in answers]}
+        return (
+            columns | {name: found.verdicts for name, found in judged.items()},
+            {name: found.unsettled for name, found in judged.items()},
+        )
+
+    def _answers(self, model: "PreTrainedModel", rows: TokenRows, ids: Sequence[int]) -> list[Answered]:
         tokenizer = opened_tokenizer(self.inputs.tokenizer)
+        stops = self.config.evaluate.stop
         prompts, answers = prompts_and_answers(rows)
         generated = generate_greedily(
             model,
             prompts,
             max_new_tokens=self.config.evaluate.max_new_tokens,
             batch_tokens=self.config.evaluate.batch_tokens,
-            stop_ids=summary["stop_ids"],
+            stop_ids=self.inputs.tokenizer.summary["stop_ids"],
             device=model.device,
+            is_ended=(lambda said: any(stop in tokenizer.decode(said) for stop in stops)) if stops else None,
         )
-        predictions = [tokenizer.decode(ids) for ids in generated]
-        expected = [tokenizer.decode(ids.tolist()) for ids in answers]
-        return predictions, [is_exact_match(p, e) for p, e in zip(predictions, expected, strict=True)]
+        columns = ["example_id", "turns"]
+        asked = self.inputs.eval_examples.read_examples("examples-", np.asarray(ids, np.int64), columns)
+        exchanges = [last_exchange([Turn(**turn) for turn in row]) for row in asked.column("turns").to_pylist()]
+        return [
+            Answered(
+                question, reference, tokenizer.decode(expected.tolist()), before_stop(tokenizer.decode(said), stops)
+            )
+            for (question, reference), expected, said in zip(exchanges, answers, generated, strict=True)
+        ]
+
+
+def _schema_of_part(metrics: Sequence[str]) -> pa.Schema:
+    """Return the schema of predictions without the labels, which are joined at the end."""
+    return pa.schema([field for field in schemas.predictions(answer_metrics(metrics)) if field.name not in LABELS])
 
 
 @lru_cache(maxsize=1)
@@ -140,16 +169,30 @@ def evaluate_target(
     pool = resources.evaluate_target
     receipts = map_shards(work, shards, output, pool, label="evaluate target")
     parts = pa.concat_tables([output.read_parquet(r.path) for written, _ in receipts for r in written])
-    labels = examples.select(["example_id", "source", "skill"])
-    predictions = parts.join(labels, "example_id").sort_by("example_id").select(schemas.PREDICTIONS.names)
-    predictions = predictions.cast(schemas.PREDICTIONS)
+    labels = examples.select(["example_id", *LABELS])
+    schema = schemas.predictions(answer_metrics(config.evaluate.metrics))
+    predictions = parts.join(labels, "example_id").sort_by("example_id").select(schema.names).cast(schema)
     scores = _scores(predictions, config.evaluate.metrics)
     records: list[FileRecord] = [
-        output.write_parquet("predictions.parquet", [predictions], schemas.PREDICTIONS),
+        output.write_parquet("predictions.parquet", [predictions], schema),
         output.write_parquet("scores.parquet", [scores], schemas.SCORES),
     ]
     overall = {r["metric"]: r["value"] for r in scores.to_pylist() if r["group_by"] == "all"}
-    return StageResult(records, {"rows": len(ids), **overall})
+    judging = _judging(predictions, config.evaluate.metrics, [note["unsettled"] for _, note in receipts])
+    return StageResult(records, {"rows": len(ids), **overall, **judging})
+
+
+def _judging(predictions: pa.Table, metrics: Sequence[str], unsettled: Sequence[Mapping[str, int]]) -> dict[str, Any]:
+    """Say of every metric with a judge which it was, how many rows it judged, and how many comparisons had no end."""
+    judges = {
+        name: {
+            "judge": judge,
+            "rows": len(predictions) - predictions.column(name).null_count,
+            "unsettled": sum(counts[name] for counts in unsettled),
+        }
+        for name, judge in judges_of(metrics).items()
+    }
+    return {"judges": judges} if judges else {}
 
 
 def _chosen(examples: pa.Table, tokenized: Any, max_rows: int | None) -> Any:
@@ -170,10 +213,16 @@ def _scores(predictions: pa.Table, metrics: Sequence[str]) -> pa.Table:
         )  # fmt: skip
 
     for metric in metrics:
-        value_N = predictions.column(metric).to_numpy(zero_copy_only=False).astype(np.float64)
+        judged = predictions.filter(pc.is_valid(predictions.column(metric)))
+        if not judged.num_rows:
+            raise DataError(
+                f"evaluate.metrics: {metric} could judge none of {len(predictions)} held-out rows. Raise "
+                "evaluate.max_rows, or leave the metric out."
+            )
+        value_N = judged.column(metric).to_numpy(zero_copy_only=False).astype(np.float64)
         add("all", "all", metric, mean_of(value_N))
-        for group_by in ("skill", "source"):
-            groups = predictions.column(group_by).to_pylist()
+        for group_by in LABELS[::-1]:
+            groups = judged.column(group_by).to_pylist()
             if any(group is not None for group in groups):
                 means = means_by_group(value_N, [group or "" for group in groups])
                 for name, mean in means.items():

@@ -51,20 +51,26 @@ class Finished:
     seconds: float
 
 
-def run_sweep(sweep: Sweep, storage: Storage, *, run_missing: bool = True) -> Finished:
+def run_sweep(
+    sweep: Sweep, storage: Storage, *, run_missing: bool = True, allow_code_execution: bool = False
+) -> Finished:
     """Run the trials of a sweep that are not there yet, and say what they came to.
 
     Args:
         sweep: the trials.
         storage: where they are kept.
         run_missing: `False` only looks at what is there.
+        allow_code_execution: programs that a target writes may run where a metric asks for it.
 
     Raises:
         S2LError: what trials share could not be made, or no trial finished.
     """
     started = time.monotonic()
     listing: InputListing = {}
-    pipelines = {trial.name: build_pipeline(trial.experiment, listing) for trial in sweep.trials}
+    pipelines = {
+        trial.name: build_pipeline(trial.experiment, listing, allow_code_execution=allow_code_execution)
+        for trial in sweep.trials
+    }
     states = _States(storage)
     missing = [trial for trial in sweep.trials if states.finished(pipelines[trial.name]) is None]
     todo = missing if run_missing else []

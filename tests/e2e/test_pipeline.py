@@ -178,7 +178,7 @@ def test_scores_are_means_of_the_predictions_per_skill_and_source(run: Run) -> N
     assert len(predictions) == 40
     assert set(scores["group_by"]) == {"all", "skill", "source", "macro"}
     for group_by in ("skill", "source"):
-        for metric in ("loss", "exact_match"):
+        for metric in ("loss", "exact_match", "math_answer"):
             expected = predictions[metric].astype(float).groupby(predictions[group_by])
             found = scores[(scores["group_by"] == group_by) & (scores["metric"] == metric)].set_index("group")
             np.testing.assert_allclose(found["value"], expected.mean().loc[found.index], rtol=1e-6)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from s2l_ray.answers import generate_greedily, is_exact_match, prompts_and_answers
+from s2l_ray.answers import before_stop, generate_greedily, is_exact_match, prompts_and_answers
 from tests.unit import tiny
 
 CPU = torch.device("cpu")
@@ -18,9 +18,9 @@ def prompts(lengths, seed=0):
     return [rng.integers(2, tiny.VOCAB, length).astype(np.int32) for length in lengths]
 
 
-def generate(model, given, max_new_tokens=8, batch_tokens=64, stop_ids=(EOS,)):
+def generate(model, given, max_new_tokens=8, batch_tokens=64, stop_ids=(EOS,), **more):
     return generate_greedily(
-        model, given, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens, stop_ids=stop_ids, device=CPU
+        model, given, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens, stop_ids=stop_ids, device=CPU, **more
     )
 
 
@@ -93,6 +93,31 @@ def test_generate_greedily_dropout_is_off():
     model = tiny.model("gpt2", scale=4.0).train()
     given = prompts([5, 7])
     assert generate(model, given) == [oracle(tiny.model("gpt2", scale=4.0).eval(), prompt) for prompt in given]
+
+
+def test_generate_greedily_ends_once_every_answer_of_a_batch_has_ended():
+    model = tiny.model("gpt_neox", scale=4.0).eval()
+    given = prompts([4, 4, 4])
+    free = generate(model, given, stop_ids=(-1,))
+    found = generate(model, given, stop_ids=(-1,), is_ended=lambda ids: len(ids) >= 3)
+    assert found == [answer[:3] for answer in free]
+    alone = free[0]
+    found = generate(model, given, stop_ids=(-1,), is_ended=lambda ids: ids[:2] == alone[:2])
+    assert [answer[: len(other)] for answer, other in zip(free, found, strict=True)] == found
+
+
+@pytest.mark.parametrize(
+    ("text", "stops", "kept"),
+    [
+        ("18\n\nQuestion: and 5?", ["\n\n", "Question:"], "18"),
+        ("18 Question: and\n\n", ["\n\n", "Question:"], "18 "),
+        ("18", ["\n"], "18"),
+        ("18\n", [], "18\n"),
+        ("stop here", ["stop"], ""),
+    ],
+)
+def test_before_stop_is_what_precedes_the_first_of_them(text, stops, kept):
+    assert before_stop(text, stops) == kept
 
 
 def test_generate_greedily_without_prompts():

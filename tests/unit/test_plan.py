@@ -204,6 +204,8 @@ EVERYTHING = {"examples", "eval_examples", "overlap", "tokenizer", "tokens"} | A
         ("target.match=steps", {"target", "scores", "comparison"}),
         ("target.precision=bf16", {"target", "scores", "comparison"}),
         ("evaluate.metrics=[exact_match]", {"scores", "comparison"}),
+        ("evaluate.metrics=[math_answer]", {"scores", "comparison"}),
+        ("evaluate.stop=[Question]", {"scores", "comparison"}),
         ("evaluate.max_rows=5", {"scores", "comparison"}),
         ("tokens.max_tokens=64", EVERYTHING - {"examples", "eval_examples", "overlap"}),
         ("tokens.vocab_size=64", EVERYTHING - {"examples", "eval_examples", "overlap"}),
@@ -227,7 +229,7 @@ def test_setting_every_key_but_where_it_runs_changes_something():
         "cluster": {"stratify_by": "source"},
         "select": {"method": "random", "budget": 0.77},
         "target": {"engine": "deepspeed", "match": "tokens", "order": "rank", "zero_stage": 1},
-        "evaluate": {"metrics": ["exact_match"]},
+        "evaluate": {"metrics": ["exact_match"], "stop": ["Question:"]},
         "examples": {"format": "alpaca", "columns": {"id": "uid"}, "synthetic": {"rows": 7}},
     }
     base, silent = pipeline_of(), []
