@@ -14,12 +14,8 @@ import s2l_ray
 PACKAGE = Path(s2l_ray.__file__).parent
 ROOT = PACKAGE.parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
-NOUNS = sorted(
-    p
-    for place in (".", "formats", "judging", "report")
-    for p in (PACKAGE / place).glob("*.py")
-    if p.name != "__main__.py"
-)
+PLACES = (".", "config", "formats", "judging", "report")
+NOUNS = sorted(p for place in PLACES for p in (PACKAGE / place).glob("*.py") if p.name != "__main__.py")
 HEAVY = ("torch", "transformers", "ray", "deepspeed", "sklearn", "jinja2", "pandas", "datasets", "math_verify", "sympy")
 
 

@@ -1,56 +1,41 @@
 """The config: every section with its defaults, each on its field and nowhere else; unknown keys are refused.
 
-Seeds that are not set derive from the root `seed`, so that a stage's
-settings hold only its own seed. Sections that say *where* a thing runs (`resources`, `storage`) never reach
-a fingerprint.
+Seeds that are not set derive from the root `seed`, so that a stage's settings hold only its own seed. Sections that
+say *where* a thing runs (`resources`, `storage`) never reach a fingerprint.
 """
 
 import hashlib
-import re
-from abc import ABC, abstractmethod
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ByteSize,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
+from s2l_ray.config.models import FreshModel, ModelConfig, ModelKey, ProxyConfig, TargetConfig
+from s2l_ray.config.resources import MARKET_LABEL, Demand, PoolResources, ResourcesConfig, TrainResources
+from s2l_ray.config.section import MAX_SEED, Section
 from s2l_ray.errors import ConfigError
 
-MARKET_LABEL = "ray.io/market-type"
-"""Ray's own label for how a node was bought: `spot` or `on-demand`."""
-MAX_SEED = 2**63 - 1
-"""What torch and numpy both take."""
+__all__ = [
+    "MARKET_LABEL",
+    "MAX_SEED",
+    "Demand",
+    "FreshModel",
+    "ModelConfig",
+    "ModelKey",
+    "PoolResources",
+    "ProxyConfig",
+    "ResourcesConfig",
+    "Section",
+    "TargetConfig",
+    "TrainResources",
+]
+
 SEEDED = ("proxy", "cluster", "select", "target")
 """The sections with a seed of their own."""
-
-
-class Section(BaseModel):
-    """Base of every section: immutable, and an unknown key is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse `true` where a number stands: Python would read it as 1."""
-        expected = cls.model_fields[info.field_name or ""].annotation
-        items = value if isinstance(value, list | tuple) else (value,)
-        if expected is not bool and any(isinstance(item, bool) for item in items):
-            raise ValueError("true and false are no values of this key")
-        return value
 
 
 TemplateName = Literal["alpaca", "plain", "chat"]
 MetricName = Literal["loss", "exact_match", "math_answer", "program_answer", "pass_at_1"]
 """What held-out rows are judged by; `judging.metrics` says how."""
-ModelKey = Literal["proxy", "target"]
-"""The sections that describe a model."""
 
 
 class SyntheticCorpus(Section):
@@ -124,82 +109,6 @@ class TokensConfig(Section):
     def template_of(self, key: ModelKey) -> TemplateName:
         """Return the template of a section's model."""
         return self.proxy_template or self.template if key == "proxy" else self.template
-
-
-class FreshModel(Section):
-    """A model built from a config with random weights."""
-
-    model_type: str = "gpt_neox"
-    """A causal architecture of transformers."""
-    hidden_size: int = Field(ge=1)
-    num_hidden_layers: int = Field(ge=1)
-    num_attention_heads: int = Field(ge=1)
-    intermediate_size: int | None = Field(None, ge=1)
-    """Width of the feed-forward layers; four times `hidden_size` unless set."""
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> "FreshModel":
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
-            )
-        return self
-
-
-class ModelConfig(Section):
-    """Which model, and how it is trained. Shared by proxy and target."""
-
-    model: str | FreshModel
-    """Hugging Face id, local folder, or a `FreshModel` mapping."""
-    revision: str | None = None
-    """Commit of a Hugging Face id."""
-    trust_remote_code: bool = False
-    """Run code that comes with the model; needs a pinned 40-hex `revision`."""
-    epochs: float = Field(3, gt=0)
-    """Passes over the data."""
-    steps: int | None = Field(None, ge=1)
-    """Optimizer steps, in place of `epochs`."""
-    learning_rate: float = Field(2.0e-5, gt=0)
-    """Peak of the cosine schedule."""
-    warmup: float = Field(0.03, ge=0, lt=1)
-    """Share of the steps with a rising learning rate."""
-    weight_decay: float = Field(0.0, ge=0)
-    gradient_clipping: float = Field(1.0, gt=0)
-    """Largest gradient norm."""
-    global_batch_size: int = Field(128, ge=1)
-    """Examples per optimizer step, over all workers."""
-    micro_batch_size: int = Field(16, ge=1)
-    """Examples per forward pass of one worker; accumulation follows from it."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """`auto` is bf16 on a GPU that supports it, else fp32."""
-    deterministic: bool = False
-    """Ask torch for deterministic kernels on a GPU."""
-    seed: int | None = Field(None, ge=0, le=MAX_SEED)
-    """Seed of weights and batch order; derived from the root seed unless set."""
-
-    @model_validator(mode="after")
-    def _remote_code_is_pinned(self) -> "ModelConfig":
-        if self.trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
-            raise ValueError("trust_remote_code needs `revision` to be a full 40-hex commit")
-        return self
-
-
-class ProxyConfig(ModelConfig):
-    """The small model that is watched."""
-
-    model: str | FreshModel = "EleutherAI/pythia-70m-deduped"
-    checkpoints: int | tuple[int, ...] = 12
-    """How many checkpoints, evenly spaced, or the list of their steps."""
-
-    @field_validator("checkpoints")
-    @classmethod
-    def _at_least_one(cls, value: int | tuple[int, ...]) -> int | tuple[int, ...]:
-        steps = (value,) if isinstance(value, int) else value
-        if not steps or min(steps) < 1:
-            raise ValueError("expected at least one checkpoint, after step 1 or later")
-        if not isinstance(value, int) and sorted(set(value)) != list(value):
-            raise ValueError("expected a rising list of distinct steps")
-        return value
 
 
 class ScoreConfig(Section):
@@ -303,19 +212,6 @@ class SelectConfig(Section):
         return value
 
 
-class TargetConfig(ModelConfig):
-    """The large model that is fine-tuned on the subset."""
-
-    model: str | FreshModel = "microsoft/phi-2"
-    engine: Literal["deepspeed", "torch"] = "deepspeed"
-    zero_stage: Literal[0, 1, 2, 3] = 3
-    """DeepSpeed's ZeRO stage."""
-    match: Literal["epochs", "steps", "tokens"] = "epochs"
-    """What arms have in common: passes over their own rows, optimizer steps of `full`, or tokens of `full`."""
-    order: Literal["shuffled", "rank"] = "shuffled"
-    """Order of the rows in an epoch."""
-
-
 class EvaluateConfig(Section):
     """What the target is judged on."""
 
@@ -345,111 +241,6 @@ class ReportConfig(Section):
     """Examples shown; 0 keeps every text of the data out of the report."""
     sample: int = Field(200, ge=0)
     """Rows on which gradients, and the losses of proxy and target, are compared; 0 leaves these checks out."""
-
-
-class Demand(Section, ABC):
-    """What each worker of a stage asks of the cluster."""
-
-    cpus: float = Field(1, gt=0)
-    """CPUs per worker, as Ray counts them."""
-    gpus: float = Field(0, ge=0)
-    """GPUs per worker."""
-    memory: ByteSize | None = None
-    """Memory per worker that Ray sets aside, such as "16GiB"; it limits nothing."""
-    custom: dict[str, float] = Field(default_factory=dict)
-    """Custom resources per worker, as the nodes declare them."""
-    labels: dict[str, str] = Field(default_factory=dict)
-    """Labels that a node must carry, as Ray's label selectors are written: `{gpu-family: "in(a100, h100)"}`."""
-    market: Literal["any", "spot", "on-demand"] = "any"
-    """Only nodes that may be taken away at any time, or only those that may not, as Ray labels them."""
-    threads: int = Field(1, ge=1)
-    """Threads of the arithmetic libraries per worker."""
-
-    counted_by: ClassVar[str]
-    """The key that says how many workers."""
-
-    @property
-    @abstractmethod
-    def count(self) -> int:
-        """Workers without which the stage makes no progress."""
-
-    @property
-    def total_cpus(self) -> float:
-        """CPUs without which the stage makes no progress."""
-        return self.count * self.cpus
-
-    @property
-    def bundle(self) -> dict[str, float]:
-        """What one worker asks for, by Ray's names."""
-        amounts = {"CPU": self.cpus, "GPU": self.gpus, "memory": float(self.memory or 0), **self.custom}
-        return {name: amount for name, amount in amounts.items() if amount}
-
-    @property
-    def selector(self) -> dict[str, str]:
-        """What a worker's node must carry."""
-        return self.labels | ({} if self.market == "any" else {MARKET_LABEL: self.market})
-
-
-class TrainResources(Demand):
-    """What one training run asks of the cluster."""
-
-    counted_by: ClassVar[str] = "workers"
-    workers: int = Field(1, ge=1)
-    launcher: Literal["gang", "task"] = "gang"
-    """`gang`: workers that Ray Train starts together. `task`: one plain Ray task, seconds quicker to start, which
-    begins anew when it is killed; for `target.engine: torch` and one worker."""
-    max_failures: int = Field(3, ge=0)
-    """Restarts of the worker group after a dead worker."""
-    checkpoint_every: int | None = Field(None, ge=1)
-    """Steps between the points that a killed run goes on from; a fifth of the run unless set."""
-
-    @property
-    def count(self) -> int:
-        """All workers: they start together."""
-        return self.workers
-
-
-class PoolResources(Demand):
-    """What a stage over shards asks of the cluster."""
-
-    counted_by: ClassVar[str] = "actors"
-    actors: tuple[int, int] = (1, 8)
-    """Fewest and most workers; the pool grows and shrinks between them."""
-
-    @field_validator("actors")
-    @classmethod
-    def _bounds(cls, value: tuple[int, int]) -> tuple[int, int]:
-        if not 1 <= value[0] <= value[1]:
-            raise ValueError("expected [fewest, most] with 1 <= fewest <= most")
-        return value
-
-    @property
-    def count(self) -> int:
-        """The fewest."""
-        return self.actors[0]
-
-
-class ResourcesConfig(Section):
-    """Where it runs. Never part of a fingerprint."""
-
-    address: str | None = None
-    """Ray cluster to join; null: `RAY_ADDRESS` where set, else a local Ray."""
-    wait_seconds: float = Field(1800, gt=0)
-    """Longest wait for what a stage asks for, while nodes come up or others use them [s]."""
-    prepare_examples: PoolResources = PoolResources()
-    tokenize_examples: PoolResources = PoolResources()
-    train_proxy: TrainResources = TrainResources()
-    score_examples: PoolResources = PoolResources()
-    """Also for the hidden states, and for the report's checks on proxy and target."""
-    cluster_trajectories: PoolResources = PoolResources()
-    finetune_target: TrainResources = TrainResources()
-    evaluate_target: PoolResources = PoolResources()
-
-    def of(self, stage: str) -> Demand | None:
-        """Return what a stage asks for; None where it needs nothing worth asking for."""
-        key = "score_examples" if stage in ("embed_examples", "diagnose_selection") else stage
-        found = getattr(self, key, None)
-        return found if isinstance(found, Demand) else None
 
 
 class TrackingConfig(Section):

@@ -1,0 +1,116 @@
+"""The section `resources`: where each stage runs. Never part of a fingerprint."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Literal
+
+from pydantic import ByteSize, Field, field_validator
+
+from s2l_ray.config.section import Section
+
+MARKET_LABEL = "ray.io/market-type"
+"""Ray's own label for how a node was bought: `spot` or `on-demand`."""
+
+
+class Demand(Section, ABC):
+    """What each worker of a stage asks of the cluster."""
+
+    cpus: float = Field(1, gt=0)
+    """CPUs per worker, as Ray counts them."""
+    gpus: float = Field(0, ge=0)
+    """GPUs per worker."""
+    memory: ByteSize | None = None
+    """Memory per worker that Ray sets aside, such as "16GiB"; it limits nothing."""
+    custom: dict[str, float] = Field(default_factory=dict)
+    """Custom resources per worker, as the nodes declare them."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Labels that a node must carry, as Ray's label selectors are written: `{gpu-family: "in(a100, h100)"}`."""
+    market: Literal["any", "spot", "on-demand"] = "any"
+    """Only nodes that may be taken away at any time, or only those that may not, as Ray labels them."""
+    threads: int = Field(1, ge=1)
+    """Threads of the arithmetic libraries per worker."""
+
+    counted_by: ClassVar[str]
+    """The key that says how many workers."""
+
+    @property
+    @abstractmethod
+    def count(self) -> int:
+        """Workers without which the stage makes no progress."""
+
+    @property
+    def total_cpus(self) -> float:
+        """CPUs without which the stage makes no progress."""
+        return self.count * self.cpus
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        """What one worker asks for, by Ray's names."""
+        amounts = {"CPU": self.cpus, "GPU": self.gpus, "memory": float(self.memory or 0), **self.custom}
+        return {name: amount for name, amount in amounts.items() if amount}
+
+    @property
+    def selector(self) -> dict[str, str]:
+        """What a worker's node must carry."""
+        return self.labels | ({} if self.market == "any" else {MARKET_LABEL: self.market})
+
+
+class TrainResources(Demand):
+    """What one training run asks of the cluster."""
+
+    counted_by: ClassVar[str] = "workers"
+    workers: int = Field(1, ge=1)
+    launcher: Literal["gang", "task"] = "gang"
+    """`gang`: workers that Ray Train starts together. `task`: one plain Ray task, seconds quicker to start, which
+    begins anew when it is killed; for `target.engine: torch` and one worker."""
+    max_failures: int = Field(3, ge=0)
+    """Restarts of the worker group after a dead worker."""
+    checkpoint_every: int | None = Field(None, ge=1)
+    """Steps between the points that a killed run goes on from; a fifth of the run unless set."""
+
+    @property
+    def count(self) -> int:
+        """All workers: they start together."""
+        return self.workers
+
+
+class PoolResources(Demand):
+    """What a stage over shards asks of the cluster."""
+
+    counted_by: ClassVar[str] = "actors"
+    actors: tuple[int, int] = (1, 8)
+    """Fewest and most workers; the pool grows and shrinks between them."""
+
+    @field_validator("actors")
+    @classmethod
+    def _bounds(cls, value: tuple[int, int]) -> tuple[int, int]:
+        if not 1 <= value[0] <= value[1]:
+            raise ValueError("expected [fewest, most] with 1 <= fewest <= most")
+        return value
+
+    @property
+    def count(self) -> int:
+        """The fewest."""
+        return self.actors[0]
+
+
+class ResourcesConfig(Section):
+    """Where it runs. Never part of a fingerprint."""
+
+    address: str | None = None
+    """Ray cluster to join; null: `RAY_ADDRESS` where set, else a local Ray."""
+    wait_seconds: float = Field(1800, gt=0)
+    """Longest wait for what a stage asks for, while nodes come up or others use them [s]."""
+    prepare_examples: PoolResources = PoolResources()
+    tokenize_examples: PoolResources = PoolResources()
+    train_proxy: TrainResources = TrainResources()
+    score_examples: PoolResources = PoolResources()
+    """Also for the hidden states, and for the report's checks on proxy and target."""
+    cluster_trajectories: PoolResources = PoolResources()
+    finetune_target: TrainResources = TrainResources()
+    evaluate_target: PoolResources = PoolResources()
+
+    def of(self, stage: str) -> Demand | None:
+        """Return what a stage asks for; None where it needs nothing worth asking for."""
+        key = "score_examples" if stage in ("embed_examples", "diagnose_selection") else stage
+        found = getattr(self, key, None)
+        return found if isinstance(found, Demand) else None

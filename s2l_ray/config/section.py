@@ -1,0 +1,24 @@
+"""What every section of the config has in common."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+
+MAX_SEED = 2**63 - 1
+"""What torch and numpy both take."""
+
+
+class Section(BaseModel):
+    """Base of every section: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse `true` where a number stands: Python would read it as 1."""
+        expected = cls.model_fields[info.field_name or ""].annotation
+        items = value if isinstance(value, list | tuple) else (value,)
+        if expected is not bool and any(isinstance(item, bool) for item in items):
+            raise ValueError("true and false are no values of this key")
+        return value
