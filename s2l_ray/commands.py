@@ -79,11 +79,13 @@ def doctor(options: argparse.Namespace) -> Document:
 def plan(options: argparse.Namespace) -> Document:
     """Say what is there, what would run, and why."""
     from s2l_ray.digests import DigestCache
+    from s2l_ray.extras import check_packages
     from s2l_ray.graph import examine
     from s2l_ray.plan import build_pipeline
     from s2l_ray.storage import Storage
 
     sparse, experiment = laid_out(options)
+    check_packages(experiment)
     storage = Storage.at(experiment.shared.storage)
     pipeline = build_pipeline(experiment, with_report=not sparse.sweep)
     states = list(examine(pipeline, storage, DigestCache(storage)))
@@ -120,14 +122,14 @@ def status(options: argparse.Namespace) -> Document:
 
 def run(options: argparse.Namespace, run_missing: bool = True) -> Document:
     """Run the experiment, or what is missing of it."""
+    from s2l_ray.extras import check_packages
     from s2l_ray.plan import build_pipeline, fetch_models
     from s2l_ray.stages.run import Runner
     from s2l_ray.storage import Storage
-    from s2l_ray.tracking import check_trackers
 
     experiment = load_experiment(options.config, overrides(options))
     storage = Storage.at(experiment.shared.storage)
-    check_trackers(experiment.shared.tracking)
+    check_packages(experiment)
     if run_missing:
         _check_metrics(experiment, options)
     fetch_models(experiment)
@@ -171,6 +173,7 @@ def extend(options: argparse.Namespace) -> Document:
 
 def sweep(options: argparse.Namespace, run_missing: bool = True) -> Document:
     """Try an experiment with many settings, and say which is best."""
+    from s2l_ray.extras import check_packages
     from s2l_ray.plan import fetch_models
     from s2l_ray.stages.run_sweep import run_sweep
     from s2l_ray.storage import Storage
@@ -180,6 +183,7 @@ def sweep(options: argparse.Namespace, run_missing: bool = True) -> Document:
     sweep = load_sweep(options.config, overrides(options))
     if run_missing:
         _check_metrics(sweep.experiment, options)
+    check_packages(sweep.experiment)
     fetch_models(sweep.experiment)
     finished = run_sweep(
         sweep,

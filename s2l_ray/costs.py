@@ -1,7 +1,8 @@
 """What selecting costs, and what the smaller subset saves on the target: seconds as measured, tokens and FLOPs counted.
 
-Training costs 6 FLOPs per parameter and token, a forward pass 2 (Kaplan et al. 2020, arXiv 2001.08361); attention and
-the head's smaller share are left out, so these are estimates, and the seconds are what was measured.
+Training costs 6 FLOPs per parameter and token (4 beside a low-rank adapter), a forward pass 2 (Kaplan et al. 2020,
+arXiv 2001.08361); attention and the head's smaller share are left out, so these are estimates, and the seconds are what
+was measured.
 """
 
 import json
@@ -13,8 +14,8 @@ from typing import Any
 from s2l_ray import schemas
 from s2l_ray.artifacts import Artifact
 
-TRAINING_FLOPS, FORWARD_FLOPS = 6, 2
-"""Per parameter and token."""
+TRAINING_FLOPS, ADAPTER_FLOPS, FORWARD_FLOPS = 6, 4, 2
+"""Per parameter and token; beside an adapter the weights themselves get no gradient."""
 NOTICEABLE = 1.05
 """Less than this much more work on all rows is no saving."""
 _HEADER_BYTES = 8
@@ -124,7 +125,8 @@ def _selecting(made: Mapping[str, Artifact]) -> list[Work]:
 def _target_work(made: Mapping[str, Artifact]) -> Work:
     target, subset = made["target"], made["subset"].summary
     tokens = subset["target_tokens"] * target.summary["rows_seen"] / max(1, subset["rows"])
-    return _work(TARGET, target, tokens, TRAINING_FLOPS * count_parameters(target, f"{schemas.MODEL_FOLDER}/"))
+    per_parameter = ADAPTER_FLOPS if target.files(f"{schemas.ADAPTER_FOLDER}/") else TRAINING_FLOPS
+    return _work(TARGET, target, tokens, per_parameter * count_parameters(target, f"{schemas.MODEL_FOLDER}/"))
 
 
 def _work(name: str, artifact: Artifact, tokens: float | None = None, per_token: float = 0.0) -> Work:

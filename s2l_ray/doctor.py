@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from s2l_ray.errors import ConfigError, S2LError
 from s2l_ray.experiment import Experiment
+from s2l_ray.extras import missing_packages
 from s2l_ray.judging.execution import NOT_ISOLATED, is_isolated
 from s2l_ray.judging.metrics import answer_metrics, check_metrics
 from s2l_ray.log import without_user_info
@@ -240,13 +241,17 @@ def _cluster() -> Iterator[Finding]:
 
 
 def examine_experiment(experiment: Experiment) -> Iterator[Finding]:
-    """Look at what an experiment needs from outside: its input and its models."""
+    """Look at what an experiment needs from outside: its input, its packages and its models."""
     try:
         pipeline = build_pipeline(experiment)
     except S2LError as error:
         yield Finding("experiment", "problem", str(error))
         return
     yield Finding("experiment", "ok", f"{len(experiment.arms)} arms, {len(pipeline.nodes)} artifacts")
+    missing = dict.fromkeys(line for arm in experiment.arms.values() for line in missing_packages(arm))
+    for line in missing:
+        found, _, advice = line.partition(". ")
+        yield Finding("package", "problem", found, advice)
     yield from _metrics(experiment)
     models = {config.model for arm in experiment.arms.values() for config in (arm.proxy, arm.target)}
     for model in sorted(name for name in models if isinstance(name, str)):

@@ -126,7 +126,8 @@ class TorchEngine:
         weights = self.weights()
         if weights is None:
             return
-        state: dict[str, Any] = {f"model.{name}": tensor.clone() for name, tensor in weights.items()}
+        frozen = _frozen(self._model)
+        state: dict[str, Any] = {f"model.{n}": tensor.clone() for n, tensor in weights.items() if n not in frozen}
         for index, moments in self._optimizer.state_dict()["state"].items():
             state.update({f"optimizer.{index}.{name}": tensor.cpu() for name, tensor in moments.items()})
         save_file(state, folder / "training_state.safetensors")
@@ -136,7 +137,10 @@ class TorchEngine:
         from safetensors.torch import load_file
 
         state = load_file(folder / "training_state.safetensors")
-        self._model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
+        weights = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
+        found = self._model.load_state_dict(weights, strict=False)
+        if found.unexpected_keys or set(found.missing_keys) != _frozen(self._model):
+            raise ArtifactError(f"{folder} is a checkpoint of another model. Start the run again.")
         moments: dict[int, dict[str, torch.Tensor]] = {}
         for key, tensor in state.items():
             if key.startswith("optimizer."):
@@ -201,7 +205,7 @@ class DeepSpeedEngine:
 
     def save(self, folder: Path) -> None:
         """See `Engine`; every rank writes its own shards."""
-        self._engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+        self._engine.save_checkpoint(str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=True)
 
     def load(self, folder: Path) -> None:
         """See `Engine`; under ZeRO 1 to 3 the number of workers must be the same as when it was saved.
@@ -217,7 +221,7 @@ class DeepSpeedEngine:
                 f"the checkpoint was saved by {shards} workers, this run has {workers}; ZeRO {self._stage} cannot be "
                 f"spread anew. Set `workers: {shards}` in its resources to go on from it."
             )
-        self._engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=True)
+        self._engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=not _frozen(self._model))
 
 
 def use_deterministic_kernels() -> None:
@@ -232,7 +236,13 @@ def adamw(model: "PreTrainedModel", settings: EngineSettings) -> "torch.optim.Ad
     """Return the optimizer that both engines use; the learning rate is set at every step."""
     import torch
 
-    return torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=settings.weight_decay)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(trained, lr=0.0, weight_decay=settings.weight_decay)
+
+
+def _frozen(model: "PreTrainedModel") -> set[str]:
+    """Return the names of the weights that training leaves alone: a checkpoint needs none of them."""
+    return {name for name, weight in model.named_parameters(remove_duplicate=False) if not weight.requires_grad}
 
 
 def deepspeed_config(settings: EngineSettings, zero_stage: int) -> dict[str, Any]:

@@ -1,131 +1,24 @@
-"""Causal language models: where they come from, how they are built, loaded and saved.
+"""Causal language models: how they are built, loaded and saved.
 
 Safetensors only. Code that comes with a model runs only where the config says so and pins its revision.
 """
 
 import json
-import os
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from s2l_ray.artifacts import Artifact
+from s2l_ray.computation import set_attention
 from s2l_ray.config import FreshModel, ModelConfig
-from s2l_ray.digests import MODEL_CODE, MODEL_FILES
 from s2l_ray.errors import ConfigError
-
-ModelType = TypeVar("ModelType", bound=ModelConfig)
+from s2l_ray.pretrained import pretrained_folder, too_few_embeddings
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 WEIGHTS = "model.safetensors"
-
-
-def is_pretrained(config: ModelConfig) -> bool:
-    """Return whether the model comes with weights and a tokenizer of its own."""
-    return isinstance(config.model, str)
-
-
-def pinned(config: ModelType) -> ModelType:
-    """Return the config with its hub revision replaced by the commit that this machine's cache holds for it.
-
-    What has no name of its own on the hub (a local folder, a model from a config), or was never fetched, stays.
-    """
-    if not isinstance(config.model, str) or Path(config.model).expanduser().is_dir():
-        return config
-    if re.fullmatch(r"[0-9a-f]{40}", config.revision or ""):
-        return config
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        found = try_to_load_from_cache(config.model, "config.json", revision=config.revision)
-    except HFValidationError:
-        return config
-    return config.model_copy(update={"revision": Path(found).parent.name}) if isinstance(found, str) else config
-
-
-def pretrained_folder(config: ModelConfig, key: str) -> Path:
-    """Return the local folder of a pretrained model, fetched from the hub where it is an id.
-
-    Args:
-        key: config path of the section, for messages.
-
-    Raises:
-        ConfigError: not found, not reachable, or without safetensors weights.
-    """
-    assert isinstance(config.model, str)
-    folder = Path(config.model).expanduser()
-    if folder.is_dir():
-        return _checked(folder, key)
-    if config.model.startswith((".", "/", "~")) or config.model.count("/") > 1:
-        raise ConfigError(f"{key}.model: no folder {folder}. Expected a model folder or a Hugging Face id.")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    try:
-        found = snapshot_download(
-            config.model,
-            revision=config.revision,
-            allow_patterns=[*MODEL_FILES, *([MODEL_CODE] if config.trust_remote_code else [])],
-        )
-    except GatedRepoError as error:
-        raise ConfigError(
-            f"{key}.model: {config.model} is gated. Accept its licence on its page and set HF_TOKEN."
-        ) from error
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise ConfigError(f"{key}.model: the hub has no model {config.model!r}. Check the spelling.") from error
-    except RevisionNotFoundError as error:
-        raise ConfigError(
-            f"{key}.revision: {config.model} has no revision {config.revision!r}. Take a commit from its page."
-        ) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        offline = " HF_HUB_OFFLINE is set." if os.environ.get("HF_HUB_OFFLINE") else ""
-        raise ConfigError(
-            f"{key}.model: {config.model} is not on this machine and the hub cannot be reached.{offline} "
-            f"Give a local folder, or fetch the model first where there is a network."
-        ) from error
-    return _checked(Path(found), key)
-
-
-def _checked(folder: Path, key: str) -> Path:
-    if not (folder / "config.json").is_file():
-        raise ConfigError(f"{key}.model: {folder} has no config.json; expected a Hugging Face model folder.")
-    if not any(folder.glob("*.safetensors")):
-        found = ", ".join(sorted(p.name for p in folder.glob("*.bin"))) or "no weights"
-        raise ConfigError(
-            f"{key}.model: {folder} holds {found}; expected *.safetensors. Convert it with "
-            "`AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)`; pickled weights are not loaded."
-        )
-    try:
-        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{key}.model: {folder}/config.json is not JSON: {error}. Fetch the model again.") from error
-    if isinstance(settings, dict) and settings.get("is_encoder_decoder"):
-        raise ConfigError(f"{key}.model: {folder} is an encoder-decoder; expected a causal (decoder-only) model.")
-    return folder
-
-
-def check_length(folder: Path, key: str, max_tokens: int) -> None:
-    """Refuse examples longer than a pretrained model can read.
-
-    Raises:
-        ConfigError: `max_tokens` is more than the model's positions.
-    """
-    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    limit = settings.get("max_position_embeddings")
-    if isinstance(limit, int) and limit < max_tokens:
-        raise ConfigError(f"tokens.max_tokens is {max_tokens}, but {key}.model reads {limit} at most. Lower it.")
 
 
 def build_model(
@@ -142,9 +35,14 @@ def build_model(
         ConfigError: an unknown architecture or one that looks ahead, too few embeddings, too few positions, weights
             that are missing, or what `pretrained_folder` says.
     """
+    import torch
+    from transformers import AutoModelForCausalLM
+
     if isinstance(config.model, FreshModel):
         try:
-            model = _fresh_model(config.model, vocab_size, max_tokens, eos_id, seed)
+            described = fresh_config(config.model, vocab_size=vocab_size, max_tokens=max_tokens, eos_id=eos_id)
+            torch.manual_seed(seed)
+            model = AutoModelForCausalLM.from_config(described)
             is_causal = _is_causal(model)
         except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise ConfigError(
@@ -166,15 +64,13 @@ def build_model(
         )
     rows = model.get_input_embeddings().weight.shape[0]
     if rows < vocab_size:
-        raise ConfigError(
-            f"{key}.model has {rows} embeddings, its tokenizer {vocab_size} ids. Use the tokenizer that belongs to it."
-        )
+        raise too_few_embeddings(key, rows, vocab_size)
     return model
 
 
-def _fresh_model(shape: FreshModel, vocab_size: int, max_tokens: int, eos_id: int, seed: int) -> "PreTrainedModel":
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+def fresh_config(shape: FreshModel, *, vocab_size: int, max_tokens: int, eos_id: int) -> "PreTrainedConfig":
+    """Return the config of transformers for a model of some shape."""
+    from transformers import AutoConfig
 
     # Some architectures have defaults of their own for these, which fit their published sizes only.
     attention = {
@@ -182,7 +78,7 @@ def _fresh_model(shape: FreshModel, vocab_size: int, max_tokens: int, eos_id: in
         "head_dim": shape.hidden_size // shape.num_attention_heads,
     }
     known = AutoConfig.for_model(shape.model_type).to_dict()
-    model_config = AutoConfig.for_model(
+    return AutoConfig.for_model(
         shape.model_type,
         hidden_size=shape.hidden_size,
         num_hidden_layers=shape.num_hidden_layers,
@@ -195,8 +91,6 @@ def _fresh_model(shape: FreshModel, vocab_size: int, max_tokens: int, eos_id: in
         pad_token_id=None,
         **{name: value for name, value in attention.items() if name in known},
     )
-    torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(model_config)
 
 
 def _pretrained_model(config: ModelConfig, key: str) -> "PreTrainedModel":
@@ -253,12 +147,14 @@ def load_model(artifact: Artifact, path: str) -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM
 
     with artifact.local_folder(path) as folder:
-        return AutoModelForCausalLM.from_pretrained(
+        model = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=torch.float32,
             use_safetensors=True,
             trust_remote_code=artifact.summary.get("trust_remote_code", False),
-        ).eval()
+        )
+    set_attention(model, artifact.summary.get("attention", "auto"), in_bf16=False)
+    return model.eval()
 
 
 def save_model(model: "PreTrainedModel", weights: Mapping[str, "torch.Tensor"], folder: Path) -> None:
@@ -268,6 +164,18 @@ def save_model(model: "PreTrainedModel", weights: Mapping[str, "torch.Tensor"], 
     """
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder, state_dict=dict(weights), max_shard_size="4GB")
+
+
+def save_stops(folder: Path, stop_ids: Sequence[int]) -> None:
+    """Let programs that generate with a model folder end an answer at any of these tokens.
+
+    The file is written by hand: transformers refuses to save a changed setting beside others that it finds fault with,
+    as those of some published models are.
+    """
+    file = folder / "generation_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    settings["eos_token_id"] = stop_ids[0] if len(stop_ids) == 1 else list(stop_ids)
+    file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def device_and_precision(precision: str, gpus: float) -> tuple["torch.device", bool]:

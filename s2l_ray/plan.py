@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from s2l_ray.adapters import check_adapter
 from s2l_ray.config import Config, ModelConfig, ModelKey, Section, derive_seed
 from s2l_ray.digests import OutsideFile, model_files
 from s2l_ray.experiment import Experiment
@@ -16,8 +17,8 @@ from s2l_ray.imported import find_losses
 from s2l_ray.input_files import InputFile
 from s2l_ray.inputs import find_inputs
 from s2l_ray.judging.metrics import judges_of
-from s2l_ray.models import is_pretrained, pinned, pretrained_folder
 from s2l_ray.needs import CLUSTERED, JudgeableRows, Needs
+from s2l_ray.pretrained import is_pretrained, pinned, pretrained_folder
 from s2l_ray.stage_settings import (
     DiagnoseSettings,
     EvaluateSettings,
@@ -145,13 +146,20 @@ def fetch_models(experiment: Experiment) -> None:
     """Fetch the models of the hub that are not on this machine, so that the plan knows which commit they are.
 
     Raises:
-        ConfigError: one cannot be fetched.
+        ConfigError: one cannot be fetched, or has no such layers as `target.lora` names.
     """
+    checked: set[Any] = set()
     for config in experiment.arms.values():
         for key, model in _models(config):
             outside = _model_outside(pinned(model), key)
             if outside is not None and outside.is_unfetched:
                 pretrained_folder(model, key)
+        target, lora = config.target, config.target.lora
+        asked = (target.model, target.revision, lora)
+        # `all-linear` fits every model, and a sweep has hundreds of arms.
+        if lora is not None and lora.target_modules != "all-linear" and asked not in checked:
+            check_adapter(target, lora)
+            checked.add(asked)
 
 
 def arm_nodes(

@@ -16,6 +16,8 @@ SYNTHETIC_INPUT = "input.jsonl"
 """The embedded corpus as a file of `examples`."""
 MODEL_FOLDER = "model"
 """Where `target` keeps its model."""
+ADAPTER_FOLDER = "adapter"
+"""Where it keeps the adapter by itself, if one was trained; the model has it in its weights."""
 REPORT = "report.html"
 """The page of a `report`."""
 

@@ -4,7 +4,6 @@ Each arm is a run of the tracker's own, with the arm's config, the losses of pro
 metrics. Told once, at the end, by the process that started the run: workers need neither the packages nor a password.
 """
 
-import importlib.util
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from s2l_ray.config import TrackingConfig
-from s2l_ray.errors import ConfigError
 
 PACKAGES = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}
 """Tracker -> the module that speaks to it."""
@@ -40,20 +38,6 @@ class Tracker(Protocol):
 
     def tell(self, tracked: Tracked) -> None:
         """Write an arm as a run of its own."""
-
-
-def check_trackers(config: TrackingConfig) -> None:
-    """Refuse trackers whose package is not here, before anything runs.
-
-    Raises:
-        ConfigError: one is missing.
-    """
-    for name in config.to:
-        if importlib.util.find_spec(PACKAGES[name]) is None:
-            raise ConfigError(
-                f"tracking.to: found {name}, but the package {PACKAGES[name]} is not installed. Install it with "
-                f"`pip install 's2l-ray[{name}]'`, or leave it out."
-            )
 
 
 def trackers(config: TrackingConfig) -> Iterator[Tracker]:

@@ -9,13 +9,18 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
-DATASET = "somebody/rows"
+DATASET, MODEL, GATED_MODEL = "somebody/rows", "somebody/model", "somebody/gated"
+API = {f"api/datasets/{DATASET}": DATASET, f"api/models/{MODEL}": MODEL}
+FILES = (f"datasets/{DATASET}/resolve/", f"{MODEL}/resolve/")
 TOKEN = "hf_canary7token"
 LOOPBACK = "127.0.0.1"
 
 
 class Hub(ThreadingHTTPServer):
-    """Holds one data set, whose every revision is a set of files; it exists from its first commit on."""
+    """Holds one repository, whose every revision is a set of files: a data set and a model, by two names.
+
+    It exists from its first commit on.
+    """
 
     daemon_threads = True
 
@@ -67,8 +72,12 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
             self._send(401, b"{}", {"X-Error-Code": "RepoNotFound"})
             return
-        if path.startswith(f"datasets/{DATASET}/resolve/"):
-            revision, _, name = path.removeprefix(f"datasets/{DATASET}/resolve/").partition("/")
+        if path.startswith(f"api/models/{GATED_MODEL}"):
+            self._send(403, b"{}", {"X-Error-Code": "GatedRepo"})
+            return
+        resolve = next((prefix for prefix in FILES if path.startswith(prefix)), None)
+        if resolve is not None:
+            revision, _, name = path.removeprefix(resolve).partition("/")
             self._send_file(revision, name)
             return
         if self.command == "POST" and self.server.refuses and not path.endswith("paths-info/main"):
@@ -80,26 +89,19 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "api/repos/create":
             self._create(json.loads(body))
             return
-        api = f"api/datasets/{DATASET}"
+        api = next((prefix for prefix in API if path.startswith(prefix)), None)
+        if api is None or not self.server.branches:
+            self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+            return
         what, _, rest = path.removeprefix(api).strip("/").partition("/")
         revision, _, name = rest.partition("/")
         files = self.server.files_at(revision or "main")
-        if not path.startswith(api) or not self.server.branches:
-            self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
-        elif files is None:
+        if files is None:
             self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
         elif what in ("", "revision"):
             sha = self.server.branches.get(revision or "main", revision)
-            self._send_json(
-                {
-                    "id": DATASET,
-                    "sha": sha,
-                    "private": self.server.is_private,
-                    "siblings": [],
-                    "tags": [],
-                    "downloads": 0,
-                }
-            )
+            about = {"id": API[api], "sha": sha, "private": self.server.is_private, "tags": [], "downloads": 0}
+            self._send_json({**about, "siblings": [{"rfilename": name} for name in files]})
         elif what == "tree":
             self._send_json(_tree(files, name))
         elif what == "paths-info":

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from s2l_ray.config.models import FreshModel, ModelConfig, ModelKey, ProxyConfig, TargetConfig
+from s2l_ray.config.models import FreshModel, LoraConfig, ModelConfig, ModelKey, ProxyConfig, TargetConfig
 from s2l_ray.config.resources import MARKET_LABEL, Demand, PoolResources, ResourcesConfig, TrainResources
 from s2l_ray.config.section import MAX_SEED, Section
 from s2l_ray.errors import ConfigError
@@ -19,6 +19,7 @@ __all__ = [
     "MAX_SEED",
     "Demand",
     "FreshModel",
+    "LoraConfig",
     "ModelConfig",
     "ModelKey",
     "PoolResources",
@@ -340,6 +341,17 @@ class Config(Section):
                 raise ValueError(
                     f"resources.{name}.launcher: task trains with one worker and the torch engine, found "
                     f"{asked.workers} workers and {engine}; set target.engine: torch and workers: 1, or launcher: gang"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _flash_attention_has_a_gpu(self) -> "Config":
+        for key, section, stage in (("proxy", self.proxy, "train_proxy"), ("target", self.target, "finetune_target")):
+            asked = getattr(self.resources, stage)
+            if section.attention == "flash_attention_2" and (not asked.gpus or section.precision == "fp32"):
+                raise ValueError(
+                    f"{key}.attention: flash_attention_2 computes in bf16 on a GPU, found resources.{stage}.gpus: "
+                    f"{asked.gpus:g} and {key}.precision: {section.precision}; give it GPUs and bf16, or set sdpa"
                 )
         return self
 

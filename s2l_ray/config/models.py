@@ -57,6 +57,9 @@ class ModelConfig(Section):
     """Examples per forward pass of one worker; accumulation follows from it."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto` is bf16 on a GPU that supports it, else fp32."""
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
+    """Attention of transformers, in training and wherever the trained model is asked; `auto` is its own choice.
+    FlashAttention computes in bf16 on a GPU; where a later stage computes otherwise, `auto` takes its place."""
     deterministic: bool = False
     """Ask torch for deterministic kernels on a GPU."""
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
@@ -87,10 +90,25 @@ class ProxyConfig(ModelConfig):
         return value
 
 
+class LoraConfig(Section):
+    """A low-rank adapter: the model's own weights stay as they are, and small matrices beside them are trained."""
+
+    rank: int = Field(16, ge=1)
+    """Inner width of the adapter's matrices."""
+    alpha: float = Field(32, gt=0)
+    """What the adapter says counts alpha / rank times."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of the adapter's inputs that training leaves out."""
+    target_modules: Literal["all-linear"] | tuple[str, ...] = Field("all-linear", min_length=1)
+    """Every linear layer but the head, or the names of those that get an adapter, as the architecture calls them."""
+
+
 class TargetConfig(ModelConfig):
     """The large model that is fine-tuned on the subset."""
 
     model: str | FreshModel = "microsoft/phi-2"
+    lora: LoraConfig | None = None
+    """Train a low-rank adapter instead of all weights; needs the package's extra `lora`."""
     engine: Literal["deepspeed", "torch"] = "deepspeed"
     zero_stage: Literal[0, 1, 2, 3] = 3
     """DeepSpeed's ZeRO stage."""

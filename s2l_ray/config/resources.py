@@ -62,6 +62,9 @@ class TrainResources(Demand):
     launcher: Literal["gang", "task"] = "gang"
     """`gang`: workers that Ray Train starts together. `task`: one plain Ray task, seconds quicker to start, which
     begins anew when it is killed; for `target.engine: torch` and one worker."""
+    gradient_checkpointing: bool = False
+    """Compute a layer's activations again when its gradient needs them, instead of keeping them: memory of one layer
+    in place of all, for a forward pass more per step. The numbers are the same."""
     max_failures: int = Field(3, ge=0)
     """Restarts of the worker group after a dead worker."""
     checkpoint_every: int | None = Field(None, ge=1)

@@ -13,6 +13,7 @@ import pyarrow as pa
 from s2l_ray import schemas
 from s2l_ray.artifacts import Artifact, StageResult
 from s2l_ray.attempts import StagedOutput
+from s2l_ray.computation import set_attention
 from s2l_ray.config import PoolResources, ResourcesConfig, ScoreConfig
 from s2l_ray.errors import DataError
 from s2l_ray.losses import mean_hidden_states
@@ -49,7 +50,7 @@ class EmbedShard:
         rows = TokenRows.from_table(table)
         device, bf16 = device_and_precision(self.config.precision, self.pool.gpus)
         hidden_ND = mean_hidden_states(
-            _loaded(self.inputs.proxy, device),
+            _loaded(self.inputs.proxy, device, bf16),
             rows,
             batch_tokens=self.config.batch_tokens,
             pad_id=self.inputs.tokenizer.summary["pad_id"],
@@ -68,9 +69,11 @@ class EmbedShard:
 
 
 @lru_cache(maxsize=1)
-def _loaded(proxy: Artifact, device: "torch.device") -> "PreTrainedModel":
+def _loaded(proxy: Artifact, device: "torch.device", bf16: bool) -> "PreTrainedModel":
     last = schemas.step_folder(proxy.summary["checkpoint_steps"][-1])
-    return load_model(proxy, last).to(device)
+    model = load_model(proxy, last).to(device)
+    set_attention(model, proxy.summary.get("attention", "auto"), in_bf16=bf16 and device.type == "cuda")
+    return model
 
 
 def embed_examples(

@@ -1,4 +1,7 @@
-"""`subset` + `tokens` -> `target`: `model/`, a Hugging Face folder with its tokenizer, and `metrics.jsonl`."""
+"""`subset` + `tokens` -> `target`: `model/`, a Hugging Face folder with its tokenizer, and `metrics.jsonl`.
+
+Where a low-rank adapter was trained, `model/` has it in its weights, and `adapter/` holds it by itself.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -66,6 +69,7 @@ def finetune_target(
         key="target",
         engine=model.engine,
         zero_stage=model.zero_stage,
+        lora=model.lora,
         tokens=inputs.tokens,
         tokenizer=inputs.tokenizer,
         example_ids=SubsetIds(inputs.subset, by_rank=model.order == "rank"),
@@ -89,5 +93,6 @@ def finetune_target(
             "rows_seen": total_rows,
             "final_loss": kept[-1]["mean_loss"],
             "trust_remote_code": model.trust_remote_code,
+            "attention": model.attention,
         },
     )

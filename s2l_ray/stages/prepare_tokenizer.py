@@ -15,7 +15,7 @@ from s2l_ray.chat_template import ChatTemplate
 from s2l_ray.config import ResourcesConfig
 from s2l_ray.errors import ConfigError
 from s2l_ray.log import Task, display
-from s2l_ray.models import check_length, pretrained_folder
+from s2l_ray.pretrained import check_fits, pretrained_folder
 from s2l_ray.stage_settings import TokenizerSettings
 from s2l_ray.tokens import ExampleTokenizer, render, save_tokenizer, train_tokenizer
 
@@ -79,9 +79,9 @@ def _take_over(config: TokenizerSettings, folder: Path) -> None:
 
     assert config.pretrained is not None
     source = pretrained_folder(config.pretrained, config.key)
-    check_length(source, config.key, config.tokens.max_tokens)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=config.pretrained.trust_remote_code)
     except (ValueError, OSError, KeyError) as error:
         raise ConfigError(f"{config.key}.model: the tokenizer in {source} does not load: {error}") from error
+    check_fits(source, config.key, max_tokens=config.tokens.max_tokens, vocab_size=len(tokenizer))
     tokenizer.save_pretrained(folder)

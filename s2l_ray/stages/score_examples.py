@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from s2l_ray import schemas
 from s2l_ray.artifacts import Artifact, StageResult
 from s2l_ray.attempts import StagedOutput
+from s2l_ray.computation import set_attention
 from s2l_ray.config import PoolResources, ResourcesConfig, ScoreConfig
 from s2l_ray.errors import ArtifactError, DataError
 from s2l_ray.losses import mean_losses, response_loss_module
@@ -49,12 +50,12 @@ class ScoreShard:
     def _steps(self) -> tuple[int, ...]:
         return (0, *self.inputs.proxy.summary["checkpoint_steps"])
 
-    def _modules(self, device: "torch.device") -> "Iterator[torch.nn.Module]":
+    def _modules(self, device: "torch.device", bf16: bool) -> "Iterator[torch.nn.Module]":
         at_once = self.config.checkpoints_per_pass or len(self._steps)
         for start in range(0, len(self._steps), at_once):
             if at_once < len(self._steps):
                 _loaded.cache_clear()  # before the next ones come, or two passes would be in memory at once
-            yield from _loaded(self.inputs.proxy, self._steps[start : start + at_once], device)
+            yield from _loaded(self.inputs.proxy, self._steps[start : start + at_once], device, bf16)
 
     def __call__(self, shard: RowRange) -> Receipt:
         """Write one file of trajectories."""
@@ -66,7 +67,7 @@ class ScoreShard:
         try:
             loss_TN = [
                 mean_losses(m, rows, batch_tokens=self.config.batch_tokens, pad_id=pad_id, device=device, bf16=bf16)
-                for m in self._modules(device)
+                for m in self._modules(device, bf16)
             ]
         except MemoryError as error:
             raise DataError(
@@ -93,9 +94,14 @@ class ScoreShard:
 
 
 @lru_cache(maxsize=1)
-def _loaded(proxy: Artifact, steps: tuple[int, ...], device: "torch.device") -> "list[torch.nn.Module]":
+def _loaded(proxy: Artifact, steps: tuple[int, ...], device: "torch.device", bf16: bool) -> "list[torch.nn.Module]":
     """Hold the models of some checkpoints: a worker process loads them once for all of its shards."""
-    return [response_loss_module(load_model(proxy, schemas.step_folder(step)).to(device)) for step in steps]
+    modules = []
+    for step in steps:
+        model = load_model(proxy, schemas.step_folder(step)).to(device)
+        modules.append(response_loss_module(model))
+        set_attention(model, proxy.summary.get("attention", "auto"), in_bf16=bf16 and device.type == "cuda")
+    return modules
 
 
 def _table(tokens: pa.Table, loss_NT: NDArray[np.float32], schema: pa.Schema) -> pa.Table:

@@ -47,6 +47,7 @@ def train_proxy(
         key="proxy",
         engine="torch",
         zero_stage=0,
+        lora=None,
         tokens=inputs.tokens,
         tokenizer=inputs.tokenizer,
         example_ids=None,
@@ -77,5 +78,6 @@ def train_proxy(
         "checkpoint_steps": list(steps),
         "final_loss": kept[-1]["mean_loss"],
         "trust_remote_code": model.trust_remote_code,
+        "attention": model.attention,
     }
     return StageResult(records, summary)

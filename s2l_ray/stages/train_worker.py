@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from s2l_ray import schemas
+from s2l_ray.adapters import add_adapter, merged, save_adapter
 from s2l_ray.artifacts import Artifact, FileRecord
 from s2l_ray.attempts import StagedOutput
-from s2l_ray.config import ModelConfig, TrainResources
+from s2l_ray.computation import recompute_activations, set_attention
+from s2l_ray.config import LoraConfig, ModelConfig, TrainResources
 from s2l_ray.engines import (
     DeepSpeedEngine,
     Engine,
@@ -28,7 +31,7 @@ from s2l_ray.engines import (
     seal,
     use_deterministic_kernels,
 )
-from s2l_ray.models import build_model, device_and_precision, save_model
+from s2l_ray.models import build_model, device_and_precision, save_model, save_stops
 from s2l_ray.stages import metrics
 from s2l_ray.stages.launch import TrainingRun, give_notice, publish_progress, take_notice, train
 from s2l_ray.token_rows import TokenRows
@@ -53,6 +56,7 @@ class TrainJob:
     key: str
     engine: Literal["torch", "deepspeed"]
     zero_stage: int
+    lora: LoraConfig | None
     tokens: Artifact
     tokenizer: Artifact
     example_ids: Callable[[], np.ndarray[Any, np.dtype[np.int64]]] | None
@@ -147,12 +151,32 @@ class _Worker:
         )
 
     def _engine(self) -> tuple["PreTrainedModel", Engine]:
-        import torch
-
         job = self.job
         device, bf16 = device_and_precision(job.model.precision, job.resources.gpus)
         if job.model.deterministic:
             use_deterministic_kernels()
+        model = self._model()
+        settings = EngineSettings(
+            weight_decay=job.model.weight_decay,
+            gradient_clipping=job.model.gradient_clipping,
+            micro_batches=self.plan.share.micro_batches,
+            micro_batch_size=self.plan.share.micro_batch_size,
+            world_size=self.world_size,
+            bf16=bf16,
+        )
+        engine: Engine
+        if job.engine == "deepspeed":
+            engine = DeepSpeedEngine(model, settings, device, job.zero_stage)
+        else:
+            engine = TorchEngine(model, settings, device)
+        # Only now: what is found out about a model before it trains is found out in fp32.
+        set_attention(model, job.model.attention, in_bf16=bf16 and device.type == "cuda")
+        return model, engine
+
+    def _model(self) -> "PreTrainedModel":
+        import torch
+
+        job = self.job
         summary = job.tokenizer.summary
         model = build_model(
             job.model,
@@ -162,18 +186,12 @@ class _Worker:
             eos_id=summary["eos_id"],
             seed=job.seed,
         )
+        if job.lora is not None:
+            add_adapter(model, job.lora, job.seed)
+        if job.resources.gradient_checkpointing:
+            recompute_activations(model)
         torch.manual_seed(job.seed + self.rank)
-        settings = EngineSettings(
-            weight_decay=job.model.weight_decay,
-            gradient_clipping=job.model.gradient_clipping,
-            micro_batches=self.plan.share.micro_batches,
-            micro_batch_size=self.plan.share.micro_batch_size,
-            world_size=self.world_size,
-            bf16=bf16,
-        )
-        if job.engine == "deepspeed":
-            return model, DeepSpeedEngine(model, settings, device, job.zero_stage)
-        return model, TorchEngine(model, settings, device)
+        return model
 
     def go_on_from(self, folder: Path) -> None:
         """Take over engine, position and metrics of a checkpoint; begin anew where it is not what was saved."""
@@ -236,8 +254,16 @@ class _Worker:
         if weights is None:
             return
         with tempfile.TemporaryDirectory(prefix="s2l-") as temporary:
-            save_model(self.model, weights, Path(temporary))
-            records = self.job.output.add_folder(Path(temporary), self.job.folder_of(step))
+            records = []
+            if self.job.lora is not None:
+                adapter = Path(temporary, schemas.ADAPTER_FOLDER)
+                save_adapter(self.model, weights, self.job.model, adapter)
+                records += self.job.output.add_folder(adapter, schemas.ADAPTER_FOLDER)
+                weights = merged(self.model, weights)
+            folder = Path(temporary, schemas.MODEL_FOLDER)
+            save_model(self.model, weights, folder)
+            save_stops(folder, self.job.tokenizer.summary["stop_ids"])
+            records += self.job.output.add_folder(folder, self.job.folder_of(step))
         self.job.output.keep(f"weights-{step}", records, {})
 
     def finish(self) -> None:

@@ -176,6 +176,29 @@ def test_killed_sweep_goes_on_and_keeps_the_finished_trials(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("engine", ["torch", "deepspeed"])
+def test_killed_run_goes_on_with_its_adapter_to_the_bytes_of_an_undisturbed_one(engine: str, tmp_path: Path) -> None:
+    target = {"engine": engine, "zero_stage": 2, "steps": 400, "lora": {"rank": 4}}
+    found = {}
+    for name in ("killed", "undisturbed"):
+        folder = tmp_path / name
+        folder.mkdir()
+        config = write_config(folder, target=target, select={"method": "random"})
+        arguments = ("run", str(config), "--json", "--until", "finetune_target")
+        if name == "killed":
+            process = subprocess.Popen(command(*arguments), stdout=subprocess.DEVNULL)
+            snapshot = "scratch/train/checkpoint_manager_snapshot.json"
+            wait_for(at_work_on(folder / "storage", "target", snapshot), process)
+            process.kill()
+            process.wait()
+            assert not any(path.startswith("target/") for path in manifests(folder / "storage"))
+        done = run_s2l(*arguments)
+        assert done.returncode == 0, done.stderr
+        found[name] = {path: data for path, data in manifests(folder / "storage").items() if path.startswith("target/")}
+    assert found["killed"] == found["undisturbed"]
+
+
+@pytest.mark.slow
 def test_sharded_deepspeed_goes_on_with_as_many_workers_and_refuses_others_with_the_way_out(tmp_path: Path) -> None:
     storage = tmp_path / "storage"
     config = write_config(tmp_path, target={"zero_stage": 1, "steps": 400}, select={"method": "random"})

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from s2l_ray.artifacts import Artifact
-from s2l_ray.config import Config, ResourcesConfig
+from s2l_ray.config import Config, LoraConfig, ResourcesConfig
 from s2l_ray.errors import ConfigError, DataError
 from s2l_ray.stage_settings import (
     PrepareSettings,
@@ -82,10 +82,11 @@ def one_worker_proxy(prepared: Prepared, config: Config) -> Artifact:
     return proxy(prepared, config, 1)
 
 
-def target(prepared: Prepared, config: Config, count: int, **engine: object) -> Artifact:
+def target(prepared: Prepared, config: Config, count: int, launcher: str = "gang", **engine: object) -> Artifact:
     inputs = finetune_target.Inputs(prepared.subset, prepared.tokens, prepared.tokenizer)
     settings = TargetSettings(config.target.model_copy(update=engine), config.tokens.max_tokens)
-    return prepared.bench.run(finetune_target.finetune_target, inputs, settings, workers("finetune_target", count))
+    asked = workers("finetune_target", count, launcher=launcher)
+    return prepared.bench.run(finetune_target.finetune_target, inputs, settings, asked)
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +120,32 @@ def test_deepspeed_on_two_workers_has_the_losses_of_plain_torch(
 ) -> None:
     found = target(prepared, config, 2, engine="deepspeed", zero_stage=zero_stage)
     np.testing.assert_allclose(losses(found), losses(plain_target), atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def adapted_target(prepared: Prepared, config: Config) -> Artifact:
+    return target(prepared, config, 1, launcher="task", engine="torch", lora=LoraConfig(rank=4))
+
+
+def test_adapter_is_exported_by_itself_and_in_the_weights_of_a_plain_model(adapted_target: Artifact) -> None:
+    from transformers import AutoModelForCausalLM
+
+    assert {record.path for record in adapted_target.files("adapter/")} == {
+        "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors",
+    }
+    with adapted_target.local_folder("model") as folder:
+        loaded = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)[1]
+    assert not loaded["missing_keys"]
+    assert not loaded["unexpected_keys"]
+
+
+@pytest.mark.slow
+def test_adapter_under_zero_3_on_two_workers_has_the_losses_of_plain_torch(
+    prepared: Prepared, config: Config, adapted_target: Artifact
+) -> None:
+    shared = target(prepared, config, 2, engine="deepspeed", zero_stage=3, lora=LoraConfig(rank=4))
+    np.testing.assert_allclose(losses(shared), losses(adapted_target), atol=1e-3)
 
 
 def test_bad_listed_checkpoint_is_refused_and_not_retried(prepared: Prepared, config: Config) -> None:

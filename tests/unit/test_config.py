@@ -218,3 +218,25 @@ def test_environment_does_not_reach_the_config(monkeypatch):
     monkeypatch.setenv("SEED", "5")
     monkeypatch.setitem(os.environ, "STORAGE", str(Path.cwd()))
     assert config_of() == before
+
+
+@pytest.mark.parametrize(("key", "stage"), [("proxy", "train_proxy"), ("target", "finetune_target")])
+def test_flash_attention_without_a_gpu_or_in_fp32_is_refused(key, stage):
+    flash, gpus = f"{key}.attention=flash_attention_2", f"resources={{{stage}: {{gpus: 1}}}}"
+    for sets in ((flash,), (flash, gpus, f"{key}.precision=fp32")):
+        message = refusal(SYNTHETIC, *sets)
+        assert f"{key}.attention" in message
+        assert "sdpa" in message
+    assert getattr(config_of("", flash, gpus), key).attention == "flash_attention_2"
+
+
+@pytest.mark.parametrize(
+    "value", ["{rank: 0}", "{alpha: 0}", "{dropout: 1}", "{target_modules: []}", "{target_modules: some}", "{r: 4}"]
+)
+def test_adapter_that_makes_no_sense_is_refused(value):
+    assert "target.lora" in refusal(SYNTHETIC, f"target.lora={value}")
+
+
+def test_adapter_without_settings_has_all_defaults():
+    lora = config_of("", "target.lora={}").target.lora
+    assert (lora.rank, lora.alpha, lora.dropout, lora.target_modules) == (16, 32, 0, "all-linear")

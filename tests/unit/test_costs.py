@@ -49,9 +49,10 @@ def proxy_files(output):
     ]
 
 
-def target(make: Made, seconds: float, rows_seen: int) -> Artifact:
+def target(make: Made, seconds: float, rows_seen: int, *more: str) -> Artifact:
     weights = safetensors({"a": [100, 10]})  # 1,000 parameters
-    return make("target", seconds, {"rows_seen": rows_seen}, lambda o: [o.write_bytes("model/m.safetensors", weights)])
+    paths = ("model/m.safetensors", *more)
+    return make("target", seconds, {"rows_seen": rows_seen}, lambda o: [o.write_bytes(p, weights) for p in paths])
 
 
 def selected(make: Made, rows_seen: int = 200) -> dict[str, Artifact]:
@@ -81,6 +82,14 @@ def test_ledger_counts_seconds_tokens_and_flops_of_every_piece(make):
     assert (proxy.tokens, proxy.flops) == (10_000, 6 * 100 * 10_000)  # two epochs of 5,000 tokens
     assert (scoring.tokens, scoring.flops) == (10_000, 2 * 100 * 10_000)  # before training and one checkpoint
     assert (found.target.tokens, found.target.flops) == (1_200, 6 * 1_000 * 1_200)  # 6 tokens a row, 200 rows seen
+
+
+def test_an_adapter_costs_a_third_less_for_weights_that_get_no_gradient(make):
+    made = selected(make)
+    full = ledger(made, None, by_epochs=True).target
+    adapted = ledger({**made, "target": target(make, 40.0, 200, "adapter/a.safetensors")}, None, by_epochs=True).target
+    assert adapted.tokens == full.tokens
+    assert adapted.flops * 3 == full.flops * 2
 
 
 def test_subset_of_a_tenth_by_epochs_saves_nine_tenths_and_breaks_even(make):

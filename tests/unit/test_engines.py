@@ -12,6 +12,10 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
+from s2l_ray.adapters import add_adapter
+from s2l_ray.adapters import merged as without_adapter
+from s2l_ray.computation import recompute_activations
+from s2l_ray.config import LoraConfig
 from s2l_ray.engines import (
     DeepSpeedEngine,
     EngineSettings,
@@ -33,11 +37,23 @@ STOP = 4
 ROWS, GLOBAL = 19, 7
 TOTAL = STEPS * GLOBAL - 4  # the last batch holds 3 rows: with two workers one micro-batch stays empty
 ZERO = (0, 1, 2, 3)
+LORA = LoraConfig(rank=2, alpha=8)
+LORA_STEPS = 7
+ADAPTED = (-1, 3)
+"""Engines that train an adapter: plain torch, and ZeRO stages."""
+ADAPTED_SLOWLY = (0, 2)
+ANY_ADAPTED = [*ADAPTED, *(pytest.param(stage, marks=pytest.mark.slow) for stage in ADAPTED_SLOWLY)]
 
 
 def build(seed=0, model_type="gpt_neox", **changes):
     # The bias of an attention key has the gradient zero; Adam would blow up its rounding errors to whole steps.
     return tiny.model(model_type, seed=seed, scale=2.0, attention_bias=False, **changes)
+
+
+def adapted(seed=5, **changes):
+    model = build(**changes)
+    add_adapter(model, LORA, seed)
+    return model
 
 
 def plan_of(rank=0, world=1, micro=2):
@@ -256,6 +272,13 @@ def two_workers(rank, world, folder):
                 engine.load(saved)
                 resumed = train(engine, plan, start=STOP)
             results[str(kind)] = {"losses": losses, "resumed": resumed}
+        for kind in ADAPTED:
+            results[f"lora {kind}"] = two_workers_with_an_adapter(kind, plan, folder / f"lora{kind}", rank)
+        for kind in (-1, 3):
+            model = build()
+            recompute_activations(model)
+            losses = train(make_engine(kind, plan, model=model), plan, stop=STOP)
+            results[f"recomputed {kind}"] = {"losses": losses, "resumed": []}
         model = build(model_type="llama", tie_word_embeddings=True)
         engine = make_engine(3, plan, model=model)
         train(engine, plan, stop=2)
@@ -263,6 +286,29 @@ def two_workers(rank, world, folder):
         if weights is not None:
             save_model(model, weights, folder / "tied")
     (folder / f"results-{rank}.json").write_text(json.dumps(results))
+
+
+def two_workers_with_an_adapter(kind, plan, folder, rank):
+    model = adapted()
+    engine = make_engine(kind, plan, model=model)
+    losses = train(engine, plan, stop=STOP)
+    saved = merged(engine, folder, rank)
+    losses += train(engine, plan, start=STOP, stop=LORA_STEPS)
+    weights = engine.weights()
+    if weights is not None:
+        save_file({name: tensor.clone() for name, tensor in weights.items()}, folder / "all.safetensors")
+        save_file(without_adapter(model, weights), folder / "merged.safetensors")
+    engine = make_engine(kind, plan, model=adapted(seed=6))
+    engine.load(saved)
+    return {"losses": losses, "resumed": train(engine, plan, start=STOP, stop=LORA_STEPS)}
+
+
+def two_more_workers_with_an_adapter(rank, world, folder):
+    torch.set_num_threads(1)
+    with process_group(rank, world, folder):
+        plan = plan_of(rank, world)
+        found = {f"lora {k}": two_workers_with_an_adapter(k, plan, folder / f"lora{k}", rank) for k in ADAPTED_SLOWLY}
+    (folder / f"results-{rank}.json").write_text(json.dumps(found))
 
 
 def one_worker(rank, folder):
@@ -335,6 +381,89 @@ def test_tied_weights_gathered_from_zero_3_load_tied(launched):
     engine = TorchEngine(build(model_type="llama", tie_word_embeddings=True), settings_of(plan), CPU)
     train(engine, plan, stop=2)
     assert largest_difference(model.state_dict(), engine.weights()) < 1e-4
+
+
+# Low-rank adapters, and activations computed again
+
+
+@pytest.fixture(scope="module")
+def adapted_oracle():
+    """Losses and weights of one plain torch worker, and the weights that it began with."""
+    model, plan = adapted(), plan_of()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    engine = TorchEngine(model, settings_of(plan), CPU)
+    losses = train(engine, plan, stop=LORA_STEPS)
+    return losses, {name: tensor.clone() for name, tensor in engine.weights().items()}, before
+
+
+@pytest.fixture(scope="module")
+def launched_slowly(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("launched-slowly")
+    torch.multiprocessing.spawn(two_more_workers_with_an_adapter, args=(2, folder), nprocs=2)
+    return folder
+
+
+@pytest.fixture
+def launched_with(request, kind):
+    """The folder in which an engine of this kind has trained an adapter."""
+    return request.getfixturevalue("launched_slowly" if kind in ADAPTED_SLOWLY else "launched")
+
+
+def test_training_an_adapter_moves_no_weight_but_its_own(adapted_oracle):
+    _, weights, before = adapted_oracle
+    moved = {name for name in before if not torch.equal(before[name], weights[name])}
+    assert moved == {name for name in before if ".lora_" in name}
+    assert len(moved) == 2 * 2 * 4
+
+
+@pytest.mark.parametrize("kind", ANY_ADAPTED)
+def test_two_workers_train_an_adapter_as_one_does(launched_with, adapted_oracle, kind):
+    losses, _ = results_of(launched_with, f"lora {kind}")
+    np.testing.assert_allclose(losses, adapted_oracle[0], rtol=0, atol=1e-5)
+    assert largest_difference(load_file(launched_with / f"lora{kind}" / "all.safetensors"), adapted_oracle[1]) < 1e-4
+
+
+@pytest.mark.parametrize("kind", ANY_ADAPTED)
+def test_two_workers_go_on_with_an_adapter_where_they_were(launched_with, kind):
+    losses, resumed = results_of(launched_with, f"lora {kind}")
+    assert resumed == losses[STOP:]
+
+
+@pytest.mark.parametrize("kind", ANY_ADAPTED)
+def test_merged_weights_of_any_engine_are_the_model_with_its_adapter(launched_with, adapted_oracle, kind):
+    with_adapter, plain = adapted(), build()
+    with_adapter.load_state_dict(adapted_oracle[1])
+    plain.load_state_dict(load_file(launched_with / f"lora{kind}" / "merged.safetensors"))
+    ids_BL = torch.arange(2, 26).reshape(2, 12)
+    torch.testing.assert_close(plain(ids_BL).logits, with_adapter(ids_BL).logits, rtol=0, atol=1e-3)
+
+
+def test_a_checkpoint_of_an_adapter_holds_nothing_that_is_frozen(launched):
+    saved = launched / "lora-1" / "merged" / "training_state.safetensors"
+    names = {name for name in load_file(saved) if name.startswith("model.")}
+    assert names == {f"model.{name}" for name in adapted().state_dict() if ".lora_" in name}
+
+
+def test_a_checkpoint_of_other_trained_weights_is_refused(launched):
+    plan = plan_of()
+    with pytest.raises(ArtifactError, match="another model"):
+        TorchEngine(build(), settings_of(plan), CPU).load(launched / "lora-1" / "merged")
+
+
+@pytest.mark.parametrize("kind", [-1, 3])
+def test_two_workers_compute_activations_again_to_the_same_bits(launched, kind):
+    assert results_of(launched, f"recomputed {kind}")[0] == results_of(launched, kind)[0][:STOP]
+
+
+@pytest.mark.parametrize(("make", "model_type"), [(build, "llama"), (build, "gpt2"), (adapted, "gpt2")])
+def test_activations_computed_again_give_the_same_bits(make, model_type):
+    plan = plan_of()
+    kept, again = (make(model_type=model_type) for _ in range(2))
+    recompute_activations(again)
+    engines = [TorchEngine(model, settings_of(plan), CPU) for model in (kept, again)]
+    # gpt2 has dropout: what is drawn again must be the same.
+    assert train(engines[0], plan, stop=3) == train(engines[1], plan, stop=3)
+    assert largest_difference(kept.state_dict(), again.state_dict()) == 0
 
 
 # DeepSpeed with a single worker, which is what a laptop has

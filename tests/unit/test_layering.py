@@ -16,7 +16,8 @@ ROOT = PACKAGE.parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 PLACES = (".", "config", "formats", "judging", "report")
 NOUNS = sorted(p for place in PLACES for p in (PACKAGE / place).glob("*.py") if p.name != "__main__.py")
-HEAVY = ("torch", "transformers", "ray", "deepspeed", "sklearn", "jinja2", "pandas", "datasets", "math_verify", "sympy")
+HEAVY = ("torch", "transformers", "peft", "ray", "deepspeed", "sklearn", "jinja2", "pandas", "datasets", "math_verify")
+HEAVY += ("sympy",)
 
 
 def name_of(path: Path) -> str:

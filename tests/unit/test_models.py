@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, GenerationConfig
 
 from s2l_ray.config import ModelConfig
 from s2l_ray.errors import ConfigError
@@ -13,12 +13,13 @@ from s2l_ray.models import (
     WEIGHTS,
     build_model,
     device_and_precision,
-    is_pretrained,
     load_model,
-    pretrained_folder,
     save_model,
+    save_stops,
 )
+from s2l_ray.pretrained import check_fits, is_pretrained, pretrained_folder
 from s2l_ray.storage import Storage
+from tests.hub import GATED_MODEL, MODEL, hub
 from tests.unit import tiny
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
@@ -215,6 +216,36 @@ def test_tokenizer_larger_than_the_embeddings_is_refused(folder):
     refused(lambda: load(folder, vocab_size=41), "40 embeddings", "41")
 
 
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        ({"max_tokens": tiny.MAX_TOKENS + 1, "vocab_size": 40}, ("tokens.max_tokens is 33", "32", "Lower")),
+        ({"max_tokens": tiny.MAX_TOKENS, "vocab_size": 41}, ("target.model has 40 embeddings", "41 ids")),
+    ],
+)
+def test_what_a_model_cannot_read_is_said_from_its_config_alone(folder, limits, words):
+    check_fits(folder, "target", max_tokens=tiny.MAX_TOKENS, vocab_size=40)
+    (folder / WEIGHTS).unlink()
+    refused(lambda: check_fits(folder, "target", **limits), *words)
+
+
+@pytest.mark.parametrize(("stop_ids", "expected"), [([3], 3), ([1, 7], [1, 7])], ids=["one stop", "several stops"])
+def test_saved_stops_are_what_transformers_generates_to(folder, stop_ids, expected):
+    save_stops(folder, stop_ids)
+    assert GenerationConfig.from_pretrained(folder).eos_token_id == expected
+    assert AutoModelForCausalLM.from_pretrained(folder).generation_config.eos_token_id == expected
+
+
+def test_stops_are_saved_beside_settings_that_transformers_would_not_save(folder):
+    (folder / "generation_config.json").write_text('{"temperature": 0.6, "do_sample": false, "eos_token_id": 0}')
+    save_stops(folder, [1, 7])
+    saved = json.loads((folder / "generation_config.json").read_text())
+    assert saved == {"temperature": 0.6, "do_sample": False, "eos_token_id": [1, 7]}
+    (folder / "generation_config.json").unlink()
+    save_stops(folder, [1])
+    assert json.loads((folder / "generation_config.json").read_text()) == {"eos_token_id": 1}
+
+
 # The hub
 
 
@@ -226,6 +257,35 @@ def test_hub_model_offline_is_a_config_error(monkeypatch, tmp_path, name):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     refused(lambda: pretrained_folder(ModelConfig(model=name), "proxy"), "proxy.model", name, "HF_HUB_OFFLINE")
+
+
+@pytest.fixture
+def loopback_hub(monkeypatch, tmp_path):
+    """A hub that this process is sent to, with nothing fetched from it yet."""
+    import huggingface_hub.constants as constants
+
+    with hub() as server:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        url = server.environment["HF_ENDPOINT"]
+        monkeypatch.setattr(constants, "ENDPOINT", url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("HF_TOKEN", server.environment["HF_TOKEN"])
+        yield server
+
+
+@pytest.mark.parametrize(
+    ("name", "revision", "words"),
+    [
+        (GATED_MODEL, None, (f"{GATED_MODEL} is gated", "licence", "HF_TOKEN")),
+        ("somebody/nothing", None, ("no model 'somebody/nothing'", "spelling")),
+        (MODEL, "v9", ("proxy.revision", "'v9'", "commit")),
+        (MODEL, None, ("no weights", "*.safetensors", "save_pretrained")),
+    ],
+)
+def test_model_that_the_hub_does_not_give_has_a_message_of_its_own(loopback_hub, name, revision, words):
+    loopback_hub.commit({"config.json": b"{}", "pytorch_model.bin": b"pickle"})
+    refused(lambda: pretrained_folder(ModelConfig(model=name, revision=revision), "proxy"), *words)
 
 
 @pytest.mark.parametrize("name", ["no such model!", "a--b", "a/b/c", "./here", ""])

@@ -1,8 +1,11 @@
 """The plan: what arms share, what a changed setting changes, what is there already."""
 
 import json
+import re
+import shlex
 from collections import Counter
 from contextlib import nullcontext
+from itertools import takewhile
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,6 +16,7 @@ import yaml
 import s2l_ray
 from s2l_ray.artifacts import Artifact, Manifest, find_artifact
 from s2l_ray.attempts import begin
+from s2l_ray.cli import main
 from s2l_ray.config import Config
 from s2l_ray.digests import DigestCache
 from s2l_ray.errors import ConfigError, DataError, S2LError
@@ -26,7 +30,8 @@ from s2l_ray.strict_yaml import parse_yaml
 from s2l_ray.sweep import load_sweep
 
 ROOT = Path(s2l_ray.__file__).parent.parent
-WORKFLOWS = sorted((ROOT / "workflows").glob("*.yaml"))
+WORKFLOWS = sorted((ROOT / "workflows").rglob("*.yaml"))
+RECIPES = sorted((ROOT / "workflows" / "recipes").glob("*.yaml"))
 QUICKSTART = ROOT / "workflows" / "quickstart.yaml"
 MODEL = "{hidden_size: 8, num_hidden_layers: 1, num_attention_heads: 2}"
 BASE = f"examples: {{synthetic: {{}}}}\nproxy: {{model: {MODEL}}}\ntarget: {{model: {MODEL}, engine: torch}}\n"
@@ -177,6 +182,10 @@ EVERYTHING = {"examples", "eval_examples", "overlap", "tokenizer", "tokens"} | A
     ("line", "expected"),
     [
         ("resources.train_proxy.workers=2", set()),
+        ("resources.train_proxy.gradient_checkpointing=true", set()),
+        ("proxy.attention=eager", AFTER_PROXY),
+        ("target.attention=eager", {"target", "scores", "comparison"}),
+        ("target.lora={}", {"target", "scores", "comparison"}),
         ("resources.score_examples.actors=[3, 9]", set()),
         ("resources.address=auto", set()),
         ("storage=/elsewhere", set()),
@@ -228,7 +237,7 @@ def test_setting_every_key_but_where_it_runs_changes_something():
         "tokens": {"tokenizer": "word_level", "proxy_template": "plain"},
         "cluster": {"stratify_by": "source"},
         "select": {"method": "random", "budget": 0.77},
-        "target": {"engine": "deepspeed", "match": "tokens", "order": "rank", "zero_stage": 1},
+        "target": {"engine": "deepspeed", "match": "tokens", "order": "rank", "zero_stage": 1, "lora": {}},
         "evaluate": {"metrics": ["exact_match"], "stop": ["Question:"]},
         "examples": {"format": "alpaca", "columns": {"id": "uid"}, "synthetic": {"rows": 7}},
     }
@@ -242,8 +251,8 @@ def test_setting_every_key_but_where_it_runs_changes_something():
                 value = changes[section][key]
             elif key == "model":
                 value = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-            elif key == "precision":
-                value = "bf16"
+            elif key in ("precision", "attention"):
+                value = {"precision": "bf16", "attention": "eager"}[key]
             elif key == "revision":
                 value = "0" * 40
             elif isinstance(current, bool) or leaf.annotation is bool:
@@ -345,14 +354,43 @@ def test_workflow_parses_and_lays_out_a_pipeline(path, tmp_path):
     assert node_of(pipeline, "comparison").settings == {"arms": list(experiment.arms)}
 
 
+def commands_in(path: Path) -> list[list[str]]:
+    """The arguments of every command in a workflow's head; lines that are indented further go on with it."""
+    head = "\n".join(takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines()))
+    joined = re.sub(r"\n# {5,}", " ", head)
+    return [shlex.split(line)[1:] for line in re.findall(r"^# +(s2l .+)$", joined, re.MULTILINE)]
+
+
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
 def test_workflow_says_in_its_head_how_to_run_it(path):
-    head = path.read_text(encoding="utf-8").split("\n\n")[0]
-    assert any(f"s2l {verb} workflows/{path.name}" in head for verb in ("run", "sweep"))
+    commands = commands_in(path)
+    assert commands
+    assert all(words[0] in ("run", "sweep") and words[1] == str(path.relative_to(ROOT)) for words in commands)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_recipe_is_planned_without_a_network_and_names_the_models_to_fetch(path, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    for _, name, *sets in commands_in(path):
+        local = ["--set", f"examples.path={rows_file(tmp_path)}", "--storage", str(tmp_path / "storage")]
+        assert main(["plan", name, *sets, *local]) == 0
+        said = " ".join(capsys.readouterr().err.split())
+        assert "not on this machine yet: target.model" in said
+        assert "0 cached" in said
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_recipe_says_what_it_needs_what_is_counted_and_where_it_departs(path):
+    text = path.read_text(encoding="utf-8")
+    assert all(words in text for words in ("# Needs ", "Counted, not measured", "# Departs from the paper"))
+    experiment = load_experiment(path, [f"examples.path={path}"])
+    assert "random" in {config.select.method for config in experiment.arms.values()}
 
 
 def test_workflows_are_there():
     assert QUICKSTART in WORKFLOWS
+    assert len(RECIPES) >= 7
 
 
 # ---------------------------------------------------------------------------------------------------- outside and files
