@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from s2l_ray import kmeans
+from s2l_ray.clustering import kmeans, seeding
+from s2l_ray.clustering.guard import FLOOR
 from s2l_ray.errors import DataError
-from s2l_ray.guard import FLOOR
 from s2l_ray.losses import LOSS_GRID
 
 HEALTH = ("learned early", "learned late", "forgotten", "never learned", "rising")
@@ -138,8 +138,8 @@ def _blocks(loss_initial_N: LossArray, loss_NT: LossArray) -> Iterator[tuple[sli
     # At least one block, so that the shape is looked at where there are no rows.
     for start in range(0, max(1, len(loss_NT)), _BLOCK_ROWS):
         rows = slice(start, start + _BLOCK_ROWS)
-        kmeans.validate_trajectories(loss_NT[rows])
-        kmeans.validate_trajectories(loss_initial_N[rows, None])
+        seeding.validate_trajectories(loss_NT[rows])
+        seeding.validate_trajectories(loss_initial_N[rows, None])
         yield rows, loss_initial_N[rows].astype(np.float64), loss_NT[rows].astype(np.float64)
 
 

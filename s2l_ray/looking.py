@@ -14,8 +14,8 @@ from s2l_ray.log import display
 def export(options: argparse.Namespace) -> Document:
     """Write a subset to a folder to take along, or to a data set of the Hugging Face hub."""
     from s2l_ray import hub
-    from s2l_ray.export import export_folder, push
-    from s2l_ray.lineage import subset_at
+    from s2l_ray.subsets.export import export_folder, push
+    from s2l_ray.subsets.lineage import subset_at
 
     is_config = Path(options.subset).suffix in (".yaml", ".yml")
     subset = _subset_of_arm(options) if is_config else subset_at(options.subset)
@@ -30,8 +30,8 @@ def export(options: argparse.Namespace) -> Document:
 
 
 def _subset_of_arm(options: argparse.Namespace) -> Artifact:
-    from s2l_ray.arms import arm_named, arms_of
     from s2l_ray.storage import Storage
+    from s2l_ray.subsets.arms import arm_named, arms_of
 
     experiment = load_experiment(options.subset, overrides(options))
     return arm_named(arms_of(experiment, Storage.at(experiment.shared.storage)), options.arm).need("subset")
@@ -39,8 +39,8 @@ def _subset_of_arm(options: argparse.Namespace) -> Artifact:
 
 def diff(options: argparse.Namespace) -> Document:
     """Say what two subsets have in common, and how they were made otherwise."""
-    from s2l_ray.lineage import subset_at
-    from s2l_ray.subset_diff import compare, lines
+    from s2l_ray.subsets.diff import compare, lines
+    from s2l_ray.subsets.lineage import subset_at
 
     found = compare(subset_at(options.subset_a), subset_at(options.subset_b))
     for line in lines(found):
@@ -50,10 +50,10 @@ def diff(options: argparse.Namespace) -> Document:
 
 def explain(options: argparse.Namespace) -> Document:
     """Say why a row was taken or not, or what a cluster is."""
-    from s2l_ray.arms import arms_of
-    from s2l_ray.explain import explain_cluster, explain_example
-    from s2l_ray.explanation import cluster_lines, example_lines
     from s2l_ray.storage import Storage
+    from s2l_ray.subsets.arms import arms_of
+    from s2l_ray.subsets.explain import explain_cluster, explain_example
+    from s2l_ray.subsets.explanation import cluster_lines, example_lines
 
     experiment = laid_out(options)[1]
     arms = arms_of(experiment, Storage.at(experiment.shared.storage))

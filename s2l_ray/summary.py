@@ -11,10 +11,10 @@ from s2l_ray.artifacts import MANIFEST, Artifact, find_artifact
 from s2l_ray.errors import ConfigError
 from s2l_ray.experiment import Experiment
 from s2l_ray.graph import Node, Pipeline
-from s2l_ray.lineage import artifact_at
 from s2l_ray.log import display, duration, redacted
 from s2l_ray.significance import metric_title
 from s2l_ray.storage import Storage
+from s2l_ray.subsets.lineage import artifact_at
 from s2l_ray.sweep import setting_label
 from s2l_ray.tracking import Tracked, flat, trackers
 from s2l_ray.trials import lines

@@ -297,7 +297,7 @@ class Config(Section):
             case "official":
                 cluster = cluster.model_copy(update={"stratify_by": "source"})
             case "guarded":
-                from s2l_ray.guard import THRESHOLD
+                from s2l_ray.clustering.guard import THRESHOLD
 
                 implied = unset(cluster, guard=THRESHOLD, stratify_by="source", n_clusters_per="pool")
                 cluster = cluster.model_copy(update=implied)

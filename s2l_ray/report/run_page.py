@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from s2l_ray.clustering.guard import NOT_LEARNED, SUSPICIOUS_SHARE
 from s2l_ray.costs import Ledger, Work
-from s2l_ray.guard import NOT_LEARNED, SUSPICIOUS_SHARE
 from s2l_ray.log import duration
 from s2l_ray.overlap import NGRAM_WORDS
 from s2l_ray.report.blocks import (

@@ -11,15 +11,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from s2l_ray import nearest, schemas
+from s2l_ray import schemas
 from s2l_ray.artifacts import Artifact, StageResult
 from s2l_ray.attempts import StagedOutput
+from s2l_ray.clustering import nearest
+from s2l_ray.clustering.drift import Drift, drift_of
+from s2l_ray.clustering.guard import learning_ratio, set_aside
+from s2l_ray.clustering.partition import window_columns
 from s2l_ray.config import ClusterConfig, ResourcesConfig
 from s2l_ray.draws import occurrences
-from s2l_ray.drift import Drift, drift_of
-from s2l_ray.guard import learning_ratio, set_aside
 from s2l_ray.log import display
-from s2l_ray.partition import window_columns
 from s2l_ray.sampling import cluster_keys
 
 KNOWN = "in the first pool"

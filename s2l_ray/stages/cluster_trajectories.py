@@ -15,15 +15,16 @@ import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 
-from s2l_ray import bounds, kmeans, nearest, schemas
+from s2l_ray import schemas
 from s2l_ray.artifacts import Artifact, StageResult
 from s2l_ray.attempts import StagedOutput
+from s2l_ray.clustering import bounds, kmeans, nearest, seeding
+from s2l_ray.clustering.guard import SUSPICIOUS_SHARE, SetAside, set_aside
+from s2l_ray.clustering.partition import share_clusters, window_columns
 from s2l_ray.config import ClusterConfig, PoolResources, ResourcesConfig
 from s2l_ray.draws import Draws, occurrences
 from s2l_ray.errors import DataError
-from s2l_ray.guard import SUSPICIOUS_SHARE, SetAside, set_aside
 from s2l_ray.log import Task, display
-from s2l_ray.partition import share_clusters, window_columns
 from s2l_ray.stages import metrics
 from s2l_ray.stages.capacity import remote_options
 
@@ -145,7 +146,7 @@ def _read(inputs: Inputs, config: ClusterConfig, seed: int) -> tuple[Rows, Guard
     table = inputs.trajectories.read_table("trajectories-").sort_by("example_id")
     loss_NT = schemas.matrix(table, "loss")
     example_id_N = table.column("example_id").to_numpy()
-    kmeans.validate_trajectories(loss_NT, example_id_N)
+    seeding.validate_trajectories(loss_NT, example_id_N)
     draws = Draws.of(inputs.examples.read_table("examples-", list(Draws.COLUMNS)), seed).take(example_id_N)
     if config.stratify_by == "source":
         sources = table.column("source").to_numpy(zero_copy_only=False)
@@ -203,13 +204,13 @@ class _Work:
 def _cluster(stratum: str, rows: Rows, n_clusters: int, work: _Work) -> Clustered:
     order = np.lexsort((rows.example_id_N, rows.draw_N))[: work.config.init_rows]
     sample_MT = rows.feature_NT[order]
-    found = kmeans.effective_n_clusters(min(n_clusters, len(rows.example_id_N)), sample_MT)
+    found = seeding.effective_n_clusters(min(n_clusters, len(rows.example_id_N)), sample_MT)
     if found < n_clusters:
         display.warn(
             f"stratum {stratum!r}: {len(rows.example_id_N)} examples with too few distinct trajectories for "
             f"{n_clusters} clusters; it gets {found}"
         )
-    start_KT = kmeans.initial_centroids(sample_MT, found, work.seed)
+    start_KT = seeding.initial_centroids(sample_MT, found, work.seed)
     blocks = _Blocks(rows, work.pool)
     before = work.progress.done
 

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from s2l_ray import schemas
 from s2l_ray.artifacts import Artifact, StageResult
 from s2l_ray.attempts import StagedOutput
+from s2l_ray.clustering.guard import DUPLICATE, NOT_LEARNED
+from s2l_ray.clustering.partition import window_columns
 from s2l_ray.config import Config, ResourcesConfig
 from s2l_ray.costs import ledger
 from s2l_ray.diagnostics import HEALTH
-from s2l_ray.guard import DUPLICATE, NOT_LEARNED
 from s2l_ray.log import without_user_info
-from s2l_ray.partition import window_columns
 from s2l_ray.report.blocks import ExampleRow, Number, Value
 from s2l_ray.report.html import render
 from s2l_ray.report.run_page import ArmFacts, Centroid, ClusterFacts, Composition, RunFacts, metric_order, run_page

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from s2l_ray import kmeans
+from s2l_ray.clustering import kmeans, seeding
 from s2l_ray.config import PoolResources, ResourcesConfig
 from s2l_ray.stages import runtime
 from s2l_ray.stages.cluster_trajectories import Rows, _Blocks
@@ -29,7 +29,7 @@ def measure(n: int) -> Iterator[Ratio]:
     from threadpoolctl import threadpool_limits
 
     loss_NT, id_N = trajectories(n), np.arange(n)
-    start_KT = kmeans.initial_centroids(loss_NT[:65_536], K, 0)
+    start_KT = seeding.initial_centroids(loss_NT[:65_536], K, 0)
     rows = Rows(id_N, id_N.astype(np.uint64), np.full(n, "all", dtype=object), loss_NT)
     runtime.connect(ResourcesConfig())
     try:

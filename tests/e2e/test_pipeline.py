@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from s2l_ray.arms import arms_of
 from s2l_ray.artifacts import Artifact, find_artifact
 from s2l_ray.experiment import experiment_of, load_experiment, parse_sparse
-from s2l_ray.explain import explain_example
-from s2l_ray.export import export_folder
 from s2l_ray.storage import Storage
+from s2l_ray.subsets.arms import arms_of
+from s2l_ray.subsets.explain import explain_example
+from s2l_ray.subsets.export import export_folder
 from tests.conftest import run_s2l, write_config
 
 

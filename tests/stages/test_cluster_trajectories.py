@@ -7,9 +7,10 @@ import pyarrow as pa
 import pytest
 from sklearn.cluster import KMeans
 
-from s2l_ray import kmeans, schemas
+from s2l_ray import schemas
 from s2l_ray.artifacts import Artifact, StageResult
 from s2l_ray.attempts import StagedOutput
+from s2l_ray.clustering import seeding
 from s2l_ray.config import ClusterConfig, ResourcesConfig
 from s2l_ray.stages import cluster_trajectories as stage
 from tests.stages.conftest import Bench
@@ -83,7 +84,7 @@ def test_labels_and_inertia_equal_scikit_learn_from_the_same_start(bench: Bench,
     loss_NT = np.stack(table.column("loss").to_numpy()).astype(np.float64)
     rows, _ = stage._read(inputs, ClusterConfig(n_clusters=K), 0)
     order = np.lexsort((rows.example_id_N, rows.draw_N))
-    start_KT = kmeans.initial_centroids(rows.feature_NT[order], K, 0)
+    start_KT = seeding.initial_centroids(rows.feature_NT[order], K, 0)
     peer = KMeans(K, init=start_KT, n_init=1, max_iter=20, tol=0, algorithm="lloyd").fit(loss_NT)
     labels = found.read_table("assignments-").sort_by("example_id").column("cluster_id").to_numpy()
     assert np.array_equal(labels, peer.labels_)

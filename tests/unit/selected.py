@@ -11,13 +11,13 @@ import pyarrow as pa
 from s2l_ray import schemas
 from s2l_ray.artifacts import Artifact, StageResult, find_artifact
 from s2l_ray.attempts import StagedOutput, begin
+from s2l_ray.clustering.guard import set_aside
 from s2l_ray.config import ResourcesConfig
 from s2l_ray.digests import DigestCache
 from s2l_ray.draws import occurrences
 from s2l_ray.examples import Example, RejectedRow, examples_table, held_out, read_examples
 from s2l_ray.experiment import Experiment, experiment_of, parse_sparse
 from s2l_ray.graph import Node, examine
-from s2l_ray.guard import set_aside
 from s2l_ray.layouts import detect_layout
 from s2l_ray.plan import build_pipeline
 from s2l_ray.stages import import_trajectories, select_subset

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s2l_ray import bounds, kmeans, nearest
+from s2l_ray.clustering import bounds, kmeans, nearest
 from tests.unit.test_kmeans import DATA, blocks_fit, on_grid, skewed, start_of
 
 

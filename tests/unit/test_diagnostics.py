@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
-from s2l_ray import diagnostics, kmeans
+from s2l_ray import diagnostics
+from s2l_ray.clustering import seeding
 from s2l_ray.diagnostics import (
     HEALTH,
     PERMUTATIONS,
@@ -191,7 +192,7 @@ def test_prefix_agreement_is_what_sklearn_makes_of_the_same_starts():
     loss_MT = on_grid(np.random.default_rng(1).gamma(2, 1, (300, 4)))
 
     def clustered(part_MT, seed):
-        start_KT = kmeans.initial_centroids(part_MT, 6, seed)
+        start_KT = seeding.initial_centroids(part_MT, 6, seed)
         return KMeans(6, init=start_KT, n_init=1, tol=0, max_iter=200).fit(part_MT.astype(np.float64)).labels_
 
     agreements, ceiling = prefix_agreement(loss_MT, 6, 200, seed=5)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from s2l_ray.drift import drift_of
+from s2l_ray.clustering.drift import drift_of
 
 
 def pool(n: int, seed: int, scale: float = 1.0, weights: tuple[float, ...] = (0.5, 0.3, 0.2)):

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s2l_ray import cli
-from s2l_ray.arms import Arm, arms_of
 from s2l_ray.errors import ConfigError, DataError
 from s2l_ray.experiment import Experiment
-from s2l_ray.explain import explain_cluster, explain_example
-from s2l_ray.explanation import cluster_lines, example_lines, sparkline
 from s2l_ray.storage import Storage
 from s2l_ray.strict_yaml import dump_yaml
+from s2l_ray.subsets.arms import Arm, arms_of
+from s2l_ray.subsets.explain import explain_cluster, explain_example
+from s2l_ray.subsets.explanation import cluster_lines, example_lines, sparkline
 from tests.unit.selected import alpaca, experiment, make, write_rows
 
 ARMS = {

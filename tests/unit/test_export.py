@@ -19,15 +19,15 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from s2l_ray import cli
-from s2l_ray.arms import arms_of
 from s2l_ray.artifacts import Artifact
-from s2l_ray.dataset_card import escaped, size_category
 from s2l_ray.errors import ArtifactError, ConfigError
 from s2l_ray.experiment import experiment_of, parse_sparse
-from s2l_ray.export import export_folder
 from s2l_ray.input_files import shown
 from s2l_ray.storage import Storage
 from s2l_ray.strict_yaml import dump_yaml
+from s2l_ray.subsets.arms import arms_of
+from s2l_ray.subsets.dataset_card import escaped, size_category
+from s2l_ray.subsets.export import export_folder
 from tests.unit.selected import alpaca, experiment, make, subset_of, write_rows
 
 CANARY = "canary-hunter2"

@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from s2l_ray import draws, kmeans, sampling
+from s2l_ray import draws, sampling
+from s2l_ray.clustering import kmeans, seeding
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -18,7 +19,7 @@ def test_subset_of_the_committed_trajectories_is_the_committed_one():
     example_id_N, hash_N = table.column("example_id").to_numpy(), table.column("content_hash").to_numpy()
     loss_NT = np.stack(table.column("loss").to_numpy())
     draw_N = draws.draw_hash(hash_N, draws.occurrences(hash_N, example_id_N), expected["seed"])
-    start_KT = kmeans.initial_centroids(
+    start_KT = seeding.initial_centroids(
         loss_NT[np.lexsort((example_id_N, draw_N))], expected["n_clusters"], expected["seed"]
     )
     fit = kmeans.fit(loss_NT, expected["n_clusters"], expected["seed"], start_KT=start_KT)

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from s2l_ray.clustering.guard import DUPLICATE, NOT_LEARNED, learning_ratio, set_aside
 from s2l_ray.errors import ConfigError
-from s2l_ray.guard import DUPLICATE, NOT_LEARNED, learning_ratio, set_aside
 
 
 def test_ratio_is_as_worked_by_hand():

@@ -10,9 +10,9 @@ import pytest
 
 from s2l_ray.artifacts import Artifact
 from s2l_ray.errors import ConfigError
-from s2l_ray.export import export_folder
 from s2l_ray.hub import check_may_push, repository_of
 from s2l_ray.storage import Storage
+from s2l_ray.subsets.export import export_folder
 from tests.conftest import run_s2l
 from tests.hub import DATASET, TOKEN, Hub, hub
 from tests.unit.selected import alpaca, subset_of, write_rows

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
-from s2l_ray import kmeans, nearest
+from s2l_ray.clustering import kmeans, nearest, seeding
 from s2l_ray.errors import ConfigError, DataError
 
 GRID = 2.0**-20
@@ -48,7 +48,7 @@ DATA = {"curves": curves, "skewed": skewed, "duplicated": duplicated, "two_scale
 
 
 def start_of(loss, k, seed=0):
-    return kmeans.initial_centroids(loss, k, seed)
+    return seeding.initial_centroids(loss, k, seed)
 
 
 def sklearn_fit(loss, start, max_iter):
@@ -112,36 +112,36 @@ def test_initial_centroids_are_the_picks_of_sklearn_on_centred_data(offset):
 
     loss = offset + np.rint(curves(3000, 12).astype(np.float64) * 256) / 4096
     expected = loss[kmeans_plusplus(loss - loss.mean(axis=0), 30, random_state=5)[1]]
-    np.testing.assert_array_equal(kmeans.initial_centroids(loss, 30, 5), expected)
+    np.testing.assert_array_equal(seeding.initial_centroids(loss, 30, 5), expected)
 
 
 def test_initial_centroids_seed_beyond_32_bits_and_negative_work():
     loss = curves(100, 3)
-    np.testing.assert_array_equal(kmeans.initial_centroids(loss, 5, 2**32 + 7), start_of(loss, 5, 7))
-    assert len(kmeans.initial_centroids(loss, 5, -1)) == 5
+    np.testing.assert_array_equal(seeding.initial_centroids(loss, 5, 2**32 + 7), start_of(loss, 5, 7))
+    assert len(seeding.initial_centroids(loss, 5, -1)) == 5
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_initial_centroids_few_distinct_rows_are_all_distinct(seed):
     rows = on_grid(10.0 + 2e-6 * np.arange(6)[:, None] * np.ones((1, 4)))
     loss = rows[np.random.default_rng(seed).integers(0, 6, 500)]
-    assert kmeans.count_distinct(loss) == 6
-    assert len(np.unique(kmeans.initial_centroids(loss, 6, seed), axis=0)) == 6
+    assert seeding.count_distinct(loss) == 6
+    assert len(np.unique(seeding.initial_centroids(loss, 6, seed), axis=0)) == 6
 
 
 def test_initial_centroids_more_clusters_than_distinct_rows_says_how_many_there_are():
     loss = np.repeat(on_grid([[1.0, 2.0], [3.0, 4.0]]), 5, axis=0)
-    assert kmeans.effective_n_clusters(4, loss) == 2
+    assert seeding.effective_n_clusters(4, loss) == 2
     with pytest.raises(ConfigError, match="only 2 distinct"):
-        kmeans.initial_centroids(loss, 4, 0)
+        seeding.initial_centroids(loss, 4, 0)
 
 
 @pytest.mark.parametrize("k", [0, -1, 11])
 def test_n_clusters_out_of_range_is_a_config_error(k):
     with pytest.raises(ConfigError, match="n_clusters"):
-        kmeans.effective_n_clusters(k, curves(10, 2))
+        seeding.effective_n_clusters(k, curves(10, 2))
     with pytest.raises(ConfigError, match="n_clusters"):
-        kmeans.initial_centroids(curves(10, 2), k, 0)
+        seeding.initial_centroids(curves(10, 2), k, 0)
 
 
 # --------------------------------------------------------------------------------------------------------- assignment
@@ -511,17 +511,17 @@ def test_validate_names_the_rows_with_a_loss_that_is_not_finite(bad):
     loss = curves(20, 3)
     loss[[4, 17], [0, 2]] = bad
     with pytest.raises(DataError, match="bf16") as raised:
-        kmeans.validate_trajectories(loss, np.arange(20) + 1000)
+        seeding.validate_trajectories(loss, np.arange(20) + 1000)
     assert raised.value.example_ids == (1004, 1017)
     assert "2 of 20" in str(raised.value)
     with pytest.raises(DataError, match="row position 4, 17") as raised:
-        kmeans.validate_trajectories(loss)
+        seeding.validate_trajectories(loss)
     assert raised.value.example_ids == ()
 
 
 def test_validate_many_bad_rows_keeps_the_message_short_and_the_ids_complete():
     with pytest.raises(DataError) as raised:
-        kmeans.validate_trajectories(np.full((1000, 3), np.nan, np.float32), np.arange(1000))
+        seeding.validate_trajectories(np.full((1000, 3), np.nan, np.float32), np.arange(1000))
     assert len(str(raised.value)) < 600
     assert len(raised.value.example_ids) == 1000
 
@@ -529,9 +529,9 @@ def test_validate_many_bad_rows_keeps_the_message_short_and_the_ids_complete():
 @pytest.mark.parametrize("shape", [(5, 0), (5,), (5, 2, 2)])
 def test_validate_no_checkpoint_or_wrong_shape_is_a_data_error(shape):
     with pytest.raises(DataError, match="shape"):
-        kmeans.validate_trajectories(np.zeros(shape, np.float32))
+        seeding.validate_trajectories(np.zeros(shape, np.float32))
 
 
 def test_validate_finite_or_empty_passes():
-    kmeans.validate_trajectories(curves(20, 3))
-    kmeans.validate_trajectories(np.zeros((0, 3), np.float32))
+    seeding.validate_trajectories(curves(20, 3))
+    seeding.validate_trajectories(np.zeros((0, 3), np.float32))

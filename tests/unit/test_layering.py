@@ -14,7 +14,7 @@ import s2l_ray
 PACKAGE = Path(s2l_ray.__file__).parent
 ROOT = PACKAGE.parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
-PLACES = (".", "config", "formats", "judging", "report")
+PLACES = (".", "clustering", "config", "formats", "judging", "report", "subsets")
 NOUNS = sorted(p for place in PLACES for p in (PACKAGE / place).glob("*.py") if p.name != "__main__.py")
 HEAVY = ("torch", "transformers", "peft", "ray", "deepspeed", "sklearn", "jinja2", "pandas", "datasets", "math_verify")
 HEAVY += ("sympy",)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s2l_ray.partition import share_clusters, window_columns
+from s2l_ray.clustering.partition import share_clusters, window_columns
 
 
 @pytest.mark.parametrize(

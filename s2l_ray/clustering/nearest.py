@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
 LossArray = npt.NDArray[np.floating[Any]]
+IntArray = npt.NDArray[np.integer[Any]]
 
 TIE_RELATIVE = 1e-5
 """Two squared distances closer than this, relative to the larger, are compared by the fixed-order formula."""

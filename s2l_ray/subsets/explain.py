@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from s2l_ray.arms import Arm
 from s2l_ray.artifacts import Artifact
 from s2l_ray.draws import Draws
 from s2l_ray.errors import ConfigError, DataError
 from s2l_ray.input_files import listed, shown
+from s2l_ray.subsets.arms import Arm
 from s2l_ray.turns import LEARNED
 
 NEAREST, TAKEN = 5, 5

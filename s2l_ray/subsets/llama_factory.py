@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from s2l_ray.data_files import FOLDER, DataFile, Group
 from s2l_ray.formats.row import BadRow
 from s2l_ray.layouts import LayoutName
 from s2l_ray.raw_rows import read_rows
+from s2l_ray.subsets.data_files import FOLDER, DataFile, Group
 
 DATASET_INFO = "dataset_info.json"
 _READABLE = (".json", ".jsonl", ".csv", ".parquet", ".arrow")

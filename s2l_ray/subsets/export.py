@@ -22,16 +22,16 @@ import pyarrow.parquet as pq
 
 from s2l_ray import hub
 from s2l_ray.artifacts import Artifact, FileRecord
-from s2l_ray.data_files import DataFile, Group, describe, export_paths, grouped
-from s2l_ray.dataset_card import CARD, SELECTION, Card
 from s2l_ray.errors import ArtifactError, ConfigError
 from s2l_ray.input_files import InputFile
 from s2l_ray.inputs import find_inputs
-from s2l_ray.lineage import check_undamaged, lineage, required
-from s2l_ray.llama_factory import DATASET_INFO, dataset_info
 from s2l_ray.log import without_user_info
-from s2l_ray.provenance import Lineage, config_again
 from s2l_ray.storage import CHUNK, Storage, digest_of
+from s2l_ray.subsets.data_files import DataFile, Group, describe, export_paths, grouped
+from s2l_ray.subsets.dataset_card import CARD, SELECTION, Card
+from s2l_ray.subsets.lineage import check_undamaged, lineage, required
+from s2l_ray.subsets.llama_factory import DATASET_INFO, dataset_info
+from s2l_ray.subsets.provenance import Lineage, config_again
 
 _ROWS = "rows/"
 """Where a subset keeps its rows."""

@@ -22,9 +22,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from s2l_ray.kmeans import INERTIA_UNITS, Partial, merge, partial_sums
+from s2l_ray.clustering.kmeans import INERTIA_UNITS, Partial, merge, partial_sums
+from s2l_ray.clustering.nearest import Assignment, FloatArray, LossArray, nearest_two, sq_distance_to_own
 from s2l_ray.losses import rounded
-from s2l_ray.nearest import Assignment, FloatArray, LossArray, nearest_two, sq_distance_to_own
 
 Bound = npt.NDArray[np.float32]
 

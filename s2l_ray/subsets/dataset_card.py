@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from s2l_ray.artifacts import Artifact, FileRecord
-from s2l_ray.data_files import Group
 from s2l_ray.input_files import shown
-from s2l_ray.provenance import HELD_OUT_ELSEWHERE, TRAJECTORIES_ELSEWHERE, Lineage, facts_of
 from s2l_ray.strict_yaml import dump_yaml
+from s2l_ray.subsets.data_files import Group
+from s2l_ray.subsets.provenance import HELD_OUT_ELSEWHERE, TRAJECTORIES_ELSEWHERE, Lineage, facts_of
 
 CARD = "README.md"
 SELECTION = "selection.parquet"

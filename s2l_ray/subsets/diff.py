@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from s2l_ray.artifacts import Artifact
 from s2l_ray.draws import occurrences
 from s2l_ray.input_files import shown
-from s2l_ray.lineage import lineage, required
 from s2l_ray.log import redacted
-from s2l_ray.provenance import Lineage
+from s2l_ray.subsets.lineage import lineage, required
+from s2l_ray.subsets.provenance import Lineage
 
 FEWEST_RANKED = 3
 """Common rows below which their ranks are not compared."""
