@@ -11,7 +11,8 @@ MAX_SEED = 2**63 - 1
 class Section(BaseModel):
     """Base of every section: immutable, and an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    # Defaults go through the same door: 3 and 3.0 are one setting, written or not.
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), validate_default=True)
 
     @field_validator("*", mode="before")
     @classmethod

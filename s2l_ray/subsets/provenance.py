@@ -100,12 +100,12 @@ def config_again(subset: Artifact, lineage: Lineage, inputs: Mapping[str, str | 
 
 
 def _without_defaults(key: str, section: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out what would be so anyway; a 3.0 where the default is 3 stays, as an address tells them apart."""
-    fields = type(Config.model_fields[key].default).model_fields if key != "examples" else {}
+    """Leave out what would be so anyway."""
+    default = Config.model_fields[key].default
     return {
         name: value
         for name, value in section.items()
-        if name in _DECIDED_BY_METHOD or name not in fields or repr(value) != repr(fields[name].default)
+        if name in _DECIDED_BY_METHOD or repr(value) != repr(getattr(default, name, ...))
     }
 
 

@@ -55,16 +55,24 @@ def run(config: Path, storage: Path, trajectories: str | Path, *more: str) -> "s
     return run_s2l("run", str(config), "--storage", str(storage), *sets, "--json", *more)
 
 
-def test_run_on_imported_trajectories_selects_what_the_proxy_would_have_and_goes_through(
+def test_imported_trajectories_select_what_the_proxy_would_have(watched: tuple[Path, Path], tmp_path: Path) -> None:
+    storage, config = watched
+    trajectories = artifact(storage, "trajectories")
+    done = run(config, tmp_path, trajectories.uri_of("*.parquet"), "--until", "select_subset")
+    assert done.returncode == 0, done.stderr
+    assert "proxy" not in Storage.at(str(tmp_path)).list_folders()
+    subset, imported = artifact(storage, "subset"), artifact(tmp_path, "subset")
+    assert imported.read_table("subset.parquet").equals(subset.read_table("subset.parquet"))
+
+
+@pytest.mark.slow
+def test_run_on_imported_trajectories_goes_through_and_judges_what_it_can(
     watched: tuple[Path, Path], tmp_path: Path
 ) -> None:
     storage, config = watched
     trajectories = artifact(storage, "trajectories")
     done = run(config, tmp_path, trajectories.uri_of("*.parquet"))
     assert done.returncode == 0, done.stderr
-    assert "proxy" not in Storage.at(str(tmp_path)).list_folders()
-    subset, imported = artifact(storage, "subset"), artifact(tmp_path, "subset")
-    assert imported.read_table("subset.parquet").equals(subset.read_table("subset.parquet"))
     diagnostics = artifact(tmp_path, "diagnostics").summary
     assert {row["model"] for row in diagnostics["gradients"]} == {"target"}
     assert sum(diagnostics["health"].values()) == trajectories.summary["rows"]

@@ -228,6 +228,11 @@ def test_setting_changes_what_depends_on_it_and_nothing_else(line, expected):
     assert changed_artifacts(pipeline_of(), pipeline_of("", line)) == expected
 
 
+@pytest.mark.parametrize("line", ["proxy.epochs=3", "evaluate.held_out=0.05", "cluster.guard=null", "target.weight_decay=0"])
+def test_default_that_is_written_out_changes_nothing(line):
+    assert changed_artifacts(pipeline_of(), pipeline_of("", line)) == set()
+
+
 def test_setting_every_key_but_where_it_runs_changes_something():
     """A key that reaches no fingerprint would mix old files with new settings."""
     where = {"resources", "storage", "report", "tracking"}
