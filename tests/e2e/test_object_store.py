@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -265,7 +266,7 @@ def test_store_that_refuses_and_dawdles_now_and_then_changes_nothing(
 def test_store_that_fails_for_good_ends_the_run_with_one_message_and_the_same_command_goes_on(
     sign: str, run: dict[str, Any], store: ObjectStore, storage: Storage
 ) -> None:
-    prefix = f"broken/{len(sign)}"  # not the sign itself
+    prefix = f"broken/{zlib.crc32(sign.encode())}"  # not the sign itself
     place = f"s3://{BUCKET}/{prefix}"
     store.calm()
     store.disturb = breaks_at(sign)
