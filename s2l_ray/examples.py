@@ -128,6 +128,11 @@ def location(example_id: int) -> tuple[int, int]:
     return example_id >> _ROW_BITS, example_id & (2**_ROW_BITS - 1)
 
 
+def locations(example_id_N: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return the file index and the row in its file of every `example_id`."""
+    return example_id_N >> _ROW_BITS, example_id_N & (2**_ROW_BITS - 1)
+
+
 def content_hash(turns: Iterable[tuple[str, str]]) -> int:
     """Return a signed 64-bit hash of roles and texts, the same on every platform.
 

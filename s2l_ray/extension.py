@@ -13,9 +13,9 @@ from s2l_ray.experiment import Experiment
 from s2l_ray.graph import STAGES, Node, Pipeline
 from s2l_ray.input_files import InputFile
 from s2l_ray.inputs import find_inputs
-from s2l_ray.plan import NOT_IN_BYTES, arm_nodes, files_outside, list_inputs, settings_of, settled, tokens_node
+from s2l_ray.plan import all_rows_node, arm_nodes, list_inputs, settings_of, settled, tokens_node
 from s2l_ray.sampling import parse_budget
-from s2l_ray.stage_settings import PrepareSettings, SelectSettings
+from s2l_ray.stage_settings import SelectSettings
 
 EXTENDABLE = ("paper", "guarded")
 """The selectors whose quotas can be topped up."""
@@ -62,23 +62,15 @@ def build_extension(experiment: Experiment, arm: str, path: str, budget: int | f
     nodes = arm_nodes(config, list_inputs(config, {}))
     select = config.select if budget is None else config.select.model_copy(update={"budget": budget})
     extension = _extension_node(config, nodes, find_inputs(path, key="--rows"), select, path)
-    wanted = _with_ancestors(extension)
     order = list(STAGES)
-    return Pipeline(tuple(sorted(wanted, key=lambda node: order.index(node.stage))), {}, {})
+    return Pipeline(tuple(sorted(extension.with_ancestors(), key=lambda node: order.index(node.stage))), {}, {})
 
 
 def _extension_node(
     config: Config, nodes: Mapping[str, Node], listed: tuple[InputFile, ...], select: SelectConfig, path: str
 ) -> Node:
     section = config.examples.model_copy(update={"path": path, "synthetic": None})
-    examples = Node(
-        artifact="examples",
-        stage="prepare_examples",
-        config=PrepareSettings(section, listed, "all", 0.0, 0, "examples"),
-        settings={**settings_of(section, without=NOT_IN_BYTES), "part": "all"},
-        inputs={},
-        outside=files_outside(listed),
-    )
+    examples = all_rows_node("examples", section, listed, "examples")
     keys: tuple[ModelKey, ...] = ("proxy", "target")
     tokens = {key: tokens_node(config, key, examples, nodes[f"{key}_tokenizer"]) for key in keys}
     scoring = {"tokens": tokens["proxy"], "tokenizer": nodes["proxy_tokenizer"], "proxy": nodes["proxy"]}
@@ -111,11 +103,3 @@ def _extension_node(
         seed=select.seed or 0,
         outside=examples.outside,
     )
-
-
-def _with_ancestors(node: Node) -> list[Node]:
-    """Return what a node is made from, each once and after its own inputs, and the node."""
-    found: dict[str, Node] = {}
-    for parent in node.inputs.values():
-        found |= {each.key: each for each in _with_ancestors(parent)}
-    return list((found | {node.key: node}).values())

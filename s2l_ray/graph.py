@@ -77,6 +77,13 @@ class Node:
         inputs = {name: node.key for name, node in self.inputs.items()}
         return hash_of([self.artifact, self.stage, self.settings, self.seed, outside, inputs])
 
+    def with_ancestors(self) -> "list[Node]":
+        """Return what the node is made from, each once and after its own inputs, and the node."""
+        found: dict[str, Node] = {}
+        for parent in self.inputs.values():
+            found |= {each.key: each for each in parent.with_ancestors()}
+        return list((found | {self.key: self}).values())
+
     def fingerprint(self, inputs: Mapping[str, str], outside: str | None) -> str:
         """Return the address of the artifact, given the digests of what it is made from."""
         return hash_of(

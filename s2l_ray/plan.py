@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from s2l_ray.adapters import check_adapter
-from s2l_ray.config import Config, ModelConfig, ModelKey, Section, derive_seed
+from s2l_ray.config import Config, ExamplesConfig, ModelConfig, ModelKey, Section, derive_seed
 from s2l_ray.digests import OutsideFile, model_files
 from s2l_ray.experiment import Experiment
 from s2l_ray.graph import STAGES, Check, Node, Outside, Pipeline
@@ -334,7 +334,7 @@ def _examples_node(config: Config, files: tuple[InputFile, ...]) -> Node:
         settings={**settings_of(config.examples, without=NOT_IN_BYTES), "held_out": held_out},
         inputs={},
         seed=derive_seed(config.seed, "synthetic") if config.examples.synthetic else 0,
-        outside=files_outside(files),
+        outside=_files_outside(files),
     )
 
 
@@ -357,14 +357,18 @@ def _eval_examples_node(config: Config, files: Mapping[Any, tuple[InputFile, ...
     section = config.examples.model_copy(
         update={"path": config.evaluate.path, "synthetic": None, "format": "auto", "columns": config.evaluate.columns}
     )
-    listed = files[config.evaluate.path]
+    return all_rows_node("eval_examples", section, files[config.evaluate.path], "evaluate")
+
+
+def all_rows_node(artifact: str, section: ExamplesConfig, listed: tuple[InputFile, ...], key: str) -> Node:
+    """Lay out all rows of some files as examples; `key` is the config section that is named in messages."""
     return Node(
-        artifact="eval_examples",
+        artifact=artifact,
         stage="prepare_examples",
-        config=PrepareSettings(section, listed, "all", 0.0, 0, "evaluate"),
+        config=PrepareSettings(section, listed, "all", 0.0, 0, key),
         settings={**settings_of(section, without=NOT_IN_BYTES), "part": "all"},
         inputs={},
-        outside=files_outside(listed),
+        outside=_files_outside(listed),
     )
 
 
@@ -400,7 +404,7 @@ def settings_of(section: Section, without: tuple[str, ...] = ()) -> dict[str, An
     return section.model_dump(mode="python", exclude=set(without))
 
 
-def files_outside(files: tuple[InputFile, ...]) -> Outside | None:
+def _files_outside(files: tuple[InputFile, ...]) -> Outside | None:
     """Return input files as what a node reads beside artifacts."""
     if not files:
         return None

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +69,7 @@ class RunSummary:
 
     def _tracked(self, arm: str, metrics: Mapping[str, float | None]) -> Tracked:
         scores = self.pipeline.comparison.inputs[f"scores/{arm}"]
-        used = {node.artifact: self.result.artifacts[key] for key, node in _ancestors(scores)}
+        used = {node.artifact: self.result.artifacts[node.key] for node in scores.with_ancestors()}
         return Tracked(
             f"{self.experiment.name}-{arm}",
             flat(redacted(self.experiment.arms[arm].model_dump(mode="json"))),
@@ -211,8 +211,8 @@ def arm_seconds(scores: Node, artifacts: Mapping[str, Artifact]) -> dict[str, fl
         scores: the arm's node of scores.
         artifacts: by node key.
     """
-    used = dict(_ancestors(scores))
-    seconds = {node.artifact: float(artifacts[key].manifest.run["seconds"]) for key, node in used.items()}
+    made = {node.artifact: artifacts[node.key] for node in scores.with_ancestors()}
+    seconds = {name: float(artifact.manifest.run["seconds"]) for name, artifact in made.items()}
     return {"select": sum(seconds.get(artifact, 0.0) for artifact in SELECTING), "train": seconds["target"]}
 
 
@@ -220,12 +220,6 @@ def _losses(model: Artifact) -> dict[int, float]:
     with model.storage.open_input(model.path("metrics.jsonl")) as stream:
         reports = [json.loads(line) for line in bytes(stream.read()).splitlines()]
     return {report["step"]: report["mean_loss"] for report in reports}
-
-
-def _ancestors(node: Node) -> Iterator[tuple[str, Node]]:
-    yield node.key, node
-    for parent in node.inputs.values():
-        yield from _ancestors(parent)
 
 
 def _title(name: str) -> str:

@@ -16,7 +16,7 @@ from s2l_ray.artifacts import Artifact, StageResult
 from s2l_ray.attempts import StagedOutput
 from s2l_ray.config import ResourcesConfig
 from s2l_ray.errors import DataError
-from s2l_ray.examples import location
+from s2l_ray.examples import locations
 from s2l_ray.imported import KEY, ImportedLosses, place_of, read_losses
 from s2l_ray.log import display
 from s2l_ray.losses import rounded
@@ -99,20 +99,18 @@ def _places(inputs: Inputs, losses: ImportedLosses, example_ids: pa.ChunkedArray
 
 def _rows(inputs: Inputs, losses: ImportedLosses, example_ids: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return the examples' row numbers, once it is certain that they count what the losses count."""
-    parts = [inputs.examples.read_table("examples-", ["example_id"])]
-    if inputs.held_out is not None:
-        parts.append(inputs.held_out.read_table("examples-", ["example_id"]))
-    places = [location(example_id) for part in parts for example_id in part.column(0).to_pylist()]
-    rows_in, last = inputs.examples.summary["rows_in"], max(row for _, row in places)
-    if any(index for index, _ in places) or len(losses.keys) != rows_in or last >= rows_in:
-        files = len({index for index, _ in places})
+    parts = [part for part in (inputs.examples, inputs.held_out) if part is not None]
+    all_ids = pa.concat_tables([part.read_table("examples-", ["example_id"]) for part in parts]).column(0)
+    index_N, row_N = locations(all_ids.to_numpy())
+    rows_in, last = inputs.examples.summary["rows_in"], int(row_N.max())
+    if index_N.any() or len(losses.keys) != rows_in or last >= rows_in:
+        files = len(np.unique(index_N))
         raise DataError(
             f"{KEY} has {len(losses.keys)} losses per checkpoint, in the order of one training file; the examples are "
             f"{rows_in} rows of {files} file{'s' if files > 1 else ''}, the last of them row {last + 1}. Expected the "
             "very file that the proxy was trained on, without blank lines."
         )
-    row_N = [location(example_id)[1] for example_id in example_ids.to_pylist()]
-    return pa.chunked_array([pa.array(row_N, pa.int64())])
+    return pa.chunked_array([pa.array(locations(example_ids.to_numpy())[1])])
 
 
 def _refuse_nonfinite(
