@@ -9,13 +9,23 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from s2l_ray.adapters import check_adapter
-from s2l_ray.config import Config, ExamplesConfig, ModelConfig, ModelKey, Section, derive_seed
+from s2l_ray.config import (
+    Config,
+    EncoderConfig,
+    ExamplesConfig,
+    ModelConfig,
+    ModelKey,
+    NamedModel,
+    Section,
+    derive_seed,
+)
 from s2l_ray.digests import OutsideFile, model_files
 from s2l_ray.experiment import Experiment
 from s2l_ray.graph import STAGES, Check, Node, Outside, Pipeline
 from s2l_ray.imported import find_losses
 from s2l_ray.input_files import InputFile
 from s2l_ray.inputs import find_inputs
+from s2l_ray.judging.bert_score import check_encoder
 from s2l_ray.judging.metrics import judges_of
 from s2l_ray.needs import CLUSTERED, JudgeableRows, Needs
 from s2l_ray.pretrained import is_pretrained, pinned, pretrained_folder
@@ -133,8 +143,12 @@ def settled(config: Config) -> Config:
         return pinned(model).model_copy(update={"precision": precision(model.precision, gpus)})
 
     scoring = {"precision": precision(config.score.precision, resources.score_examples.gpus)}
+    evaluate = config.evaluate
+    if evaluate.encoder is not None:
+        evaluate = evaluate.model_copy(update={"encoder": pinned(evaluate.encoder)})
     return config.model_copy(
         update={
+            "evaluate": evaluate,
             "proxy": settle(config.proxy, resources.train_proxy.gpus),
             "target": settle(config.target, resources.finetune_target.gpus),
             "score": config.score.model_copy(update=scoring),
@@ -146,7 +160,7 @@ def fetch_models(experiment: Experiment) -> None:
     """Fetch the models of the hub that are not on this machine, so that the plan knows which commit they are.
 
     Raises:
-        ConfigError: one cannot be fetched, or has no such layers as `target.lora` names.
+        ConfigError: one cannot be fetched, or has no such layers as `target.lora` or `evaluate.encoder` name.
     """
     checked: set[Any] = set()
     for config in experiment.arms.values():
@@ -156,6 +170,10 @@ def fetch_models(experiment: Experiment) -> None:
                 pretrained_folder(model, key)
         target, lora = config.target, config.target.lora
         asked = (target.model, target.revision, lora)
+        encoder = _encoder(config)
+        if encoder is not None and encoder not in checked:
+            check_encoder(encoder)
+            checked.add(encoder)
         # `all-linear` fits every model, and a sweep has hundreds of arms.
         if lora is not None and lora.target_modules != "all-linear" and asked not in checked:
             check_adapter(target, lora)
@@ -216,15 +234,16 @@ def arm_nodes(
         seed=config.target.seed or 0,
         outside=_model_outside(config.target, "target"),
     )
-    judges = judges_of(config.evaluate.metrics)
+    judges, encoder = judges_of(config.evaluate.metrics), _encoder(config)
     nodes["scores"] = Node(
         artifact="scores",
         stage="evaluate_target",
         config=EvaluateSettings(config.evaluate, config.target.precision, allow_code_execution),
         settings={
-            **settings_of(config.evaluate, without=("path", "columns", "held_out")),
+            **settings_of(config.evaluate, without=("path", "columns", "held_out", "encoder")),
             "precision": config.target.precision,
             **({"judges": judges} if judges else {}),
+            **({"encoder": settings_of(encoder, without=("model", "revision"))} if encoder else {}),
         },
         inputs={
             "target": nodes["target"],
@@ -232,6 +251,7 @@ def arm_nodes(
             "eval_examples": eval_examples,
             "tokenizer": nodes["target_tokenizer"],
         },
+        outside=_model_outside(encoder, "evaluate.encoder") if encoder else None,
     )
     return nodes
 
@@ -265,6 +285,11 @@ def _models(config: Config) -> list[tuple[ModelKey, ModelConfig]]:
     """Return the models that are used: none is watched where trajectories are brought along."""
     proxy: list[tuple[ModelKey, ModelConfig]] = [] if config.trajectories.path else [("proxy", config.proxy)]
     return [*proxy, ("target", config.target)]
+
+
+def _encoder(config: Config) -> EncoderConfig | None:
+    """Return the model that some metric reads texts with, if any does."""
+    return config.evaluate.encoder if "bert_score" in config.evaluate.metrics else None
 
 
 def _imported_nodes(config: Config, nodes: Mapping[str, Node]) -> dict[str, Node]:
@@ -413,7 +438,7 @@ def _files_outside(files: tuple[InputFile, ...]) -> Outside | None:
     return Outside(label, listed, {f"source of {f.name}": f.source for f in files if f.source is not None})
 
 
-def _model_outside(model: ModelConfig, key: str) -> Outside | None:
+def _model_outside(model: NamedModel, key: str) -> Outside | None:
     if not isinstance(model.model, str):
         return None
     folder = Path(model.model).expanduser()

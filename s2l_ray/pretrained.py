@@ -9,14 +9,14 @@ import re
 from pathlib import Path
 from typing import TypeVar
 
-from s2l_ray.config import ModelConfig
+from s2l_ray.config import NamedModel
 from s2l_ray.digests import MODEL_CODE, MODEL_FILES
 from s2l_ray.errors import ConfigError
 
-ModelType = TypeVar("ModelType", bound=ModelConfig)
+ModelType = TypeVar("ModelType", bound=NamedModel)
 
 
-def is_pretrained(config: ModelConfig) -> bool:
+def is_pretrained(config: NamedModel) -> bool:
     """Return whether the model comes with weights and a tokenizer of its own."""
     return isinstance(config.model, str)
 
@@ -40,7 +40,7 @@ def pinned(config: ModelType) -> ModelType:
     return config.model_copy(update={"revision": Path(found).parent.name}) if isinstance(found, str) else config
 
 
-def pretrained_folder(config: ModelConfig, key: str) -> Path:
+def pretrained_folder(config: NamedModel, key: str) -> Path:
     """Return the local folder of a pretrained model, fetched from the hub where it is an id.
 
     Args:

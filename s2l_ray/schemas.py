@@ -4,7 +4,7 @@ A schema change that a reader could notice raises `SCHEMA_VERSION`, which is par
 Legend: T checkpoints.
 """
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -180,9 +180,9 @@ PREDICTIONS = pa.schema(
 )
 
 
-def predictions(metrics: Iterable[str]) -> pa.Schema:
+def predictions(verdicts: Mapping[str, pa.DataType]) -> pa.Schema:
     """Return the schema of predictions with a verdict for each of some metrics; null where there was none to give."""
-    more = [pa.field(name, pa.bool_()) for name in metrics if name not in PREDICTIONS.names]
+    more = [pa.field(name, column) for name, column in verdicts.items() if name not in PREDICTIONS.names]
     return pa.schema([*PREDICTIONS, *more])
 
 

@@ -7,7 +7,7 @@ Legend: N rows, G groups.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,10 +40,12 @@ def mean_of(value_N: NDArray[np.float64]) -> Mean:
     return Mean(float(np.mean(value_N)), error, n)
 
 
-def means_by_group(value_N: NDArray[np.float64], group_N: Sequence[str]) -> dict[str, Mean]:
-    """Return the mean of every group, in order of name."""
+def means_by_group(
+    value_N: NDArray[np.float64], group_N: Sequence[str], mean: Callable[[NDArray[np.float64]], Mean] = mean_of
+) -> dict[str, Mean]:
+    """Return the mean of every group, in order of name; a row's value may be several numbers, which `mean` knows."""
     names = np.asarray(group_N, dtype=object)
-    return {str(name): mean_of(value_N[names == name]) for name in sorted(set(group_N))}
+    return {str(name): mean(value_N[names == name]) for name in sorted(set(group_N))}
 
 
 def weighted_mean(groups: Mapping[str, Mean], weights: Mapping[str, float] | None = None) -> Mean:

@@ -39,7 +39,11 @@ TINY: dict[str, Any] = {
         "global_batch_size": 16,
         "micro_batch_size": 8,
     },
-    "evaluate": {"metrics": ["loss", "exact_match", "math_answer"], "max_new_tokens": 4, "max_rows": 40},
+    "evaluate": {
+        "metrics": ["loss", "exact_match", "math_answer", "bleu", "rouge_l"],
+        "max_new_tokens": 4,
+        "max_rows": 40,
+    },
 }
 """The smallest config that runs through every stage."""
 

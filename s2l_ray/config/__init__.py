@@ -9,7 +9,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from s2l_ray.config.models import FreshModel, LoraConfig, ModelConfig, ModelKey, ProxyConfig, TargetConfig
+from s2l_ray.config.models import (
+    EncoderConfig,
+    FreshModel,
+    LoraConfig,
+    ModelConfig,
+    ModelKey,
+    NamedModel,
+    ProxyConfig,
+    TargetConfig,
+)
 from s2l_ray.config.resources import MARKET_LABEL, Demand, PoolResources, ResourcesConfig, TrainResources
 from s2l_ray.config.section import MAX_SEED, Section
 from s2l_ray.errors import ConfigError
@@ -18,10 +27,12 @@ __all__ = [
     "MARKET_LABEL",
     "MAX_SEED",
     "Demand",
+    "EncoderConfig",
     "FreshModel",
     "LoraConfig",
     "ModelConfig",
     "ModelKey",
+    "NamedModel",
     "PoolResources",
     "ProxyConfig",
     "ResourcesConfig",
@@ -35,7 +46,9 @@ SEEDED = ("proxy", "cluster", "select", "target")
 
 
 TemplateName = Literal["alpaca", "plain", "chat"]
-MetricName = Literal["loss", "exact_match", "math_answer", "program_answer", "pass_at_1"]
+MetricName = Literal[
+    "loss", "exact_match", "math_answer", "program_answer", "pass_at_1", "bleu", "rouge_l", "bert_score"
+]
 """What held-out rows are judged by; `judging.metrics` says how."""
 
 
@@ -224,7 +237,10 @@ class EvaluateConfig(Section):
     """Share of the examples that is held out where `path` is null."""
     metrics: tuple[MetricName, ...] = Field(("loss",), min_length=1)
     """`exact_match`: the answer word for word; `math_answer`: the final answer, as mathematics or as an option;
-    `program_answer`: the same, of what programs compute; `pass_at_1`: a program passes its prompt's assertions."""
+    `program_answer`: the same, of what programs compute; `pass_at_1`: a program passes its prompt's assertions;
+    `bleu`, `rouge_l`, `bert_score`: how near a summary comes to its reference, 0 to 1."""
+    encoder: EncoderConfig | None = None
+    """What `bert_score` reads texts with."""
     max_new_tokens: int = Field(64, ge=1)
     """Longest generated answer [tokens]."""
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
@@ -233,6 +249,15 @@ class EvaluateConfig(Section):
     """Judge only this many rows, those of lowest hash."""
     batch_tokens: int = Field(4096, ge=1)
     """Padded tokens per forward pass."""
+
+    @model_validator(mode="after")
+    def _bert_score_has_an_encoder(self) -> "EvaluateConfig":
+        if "bert_score" in self.metrics and self.encoder is None:
+            raise ValueError(
+                "metrics has bert_score, which reads texts with a model: set evaluate.encoder, e.g. "
+                "{model: FacebookAI/roberta-large, layer: 17}, or a local folder"
+            )
+        return self
 
 
 class ReportConfig(Section):

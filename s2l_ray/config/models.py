@@ -31,8 +31,8 @@ class FreshModel(Section):
         return self
 
 
-class ModelConfig(Section):
-    """Which model, and how it is trained. Shared by proxy and target."""
+class NamedModel(Section):
+    """Which model."""
 
     model: str | FreshModel
     """Hugging Face id, local folder, or a `FreshModel` mapping."""
@@ -40,6 +40,17 @@ class ModelConfig(Section):
     """Commit of a Hugging Face id."""
     trust_remote_code: bool = False
     """Run code that comes with the model; needs a pinned 40-hex `revision`."""
+
+    @model_validator(mode="after")
+    def _remote_code_is_pinned(self) -> "NamedModel":
+        if self.trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
+            raise ValueError("trust_remote_code needs `revision` to be a full 40-hex commit")
+        return self
+
+
+class ModelConfig(NamedModel):
+    """Which model, and how it is trained. Shared by proxy and target."""
+
     epochs: float = Field(3, gt=0)
     """Passes over the data."""
     steps: int | None = Field(None, ge=1)
@@ -65,11 +76,14 @@ class ModelConfig(Section):
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
     """Seed of weights and batch order; derived from the root seed unless set."""
 
-    @model_validator(mode="after")
-    def _remote_code_is_pinned(self) -> "ModelConfig":
-        if self.trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
-            raise ValueError("trust_remote_code needs `revision` to be a full 40-hex commit")
-        return self
+
+class EncoderConfig(NamedModel):
+    """The pretrained model whose hidden states `bert_score` compares."""
+
+    model: str = Field(min_length=1)
+    """Hugging Face id, or local folder with safetensors."""
+    layer: int | None = Field(None, ge=1)
+    """Hidden layer whose states are compared; the last unless set. bert-score's choice for roberta-large is 17."""
 
 
 class ProxyConfig(ModelConfig):

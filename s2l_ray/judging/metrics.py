@@ -4,11 +4,17 @@
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+from numpy.typing import NDArray
 
 from s2l_ray.answers import is_exact_match
+from s2l_ray.config import EncoderConfig
 from s2l_ray.errors import DataError
-from s2l_ray.judging import execution, math_answers, programs, symbolic
+from s2l_ray.judging import bert_score, execution, math_answers, programs, summaries, symbolic
+from s2l_ray.scoring import Mean, mean_of
 
 
 @dataclass(frozen=True)
@@ -33,11 +39,25 @@ class Judged:
     """The verdicts on some rows; None where a row has nothing to be judged by.
 
     Attributes:
+        verdicts: right or wrong, a score from 0 to 1, or what the score of several rows is computed from.
         unsettled: comparisons that were ended because they took too long, and count as wrong.
     """
 
-    verdicts: Sequence[bool | None]
+    verdicts: Sequence[bool | float | Sequence[int] | None]
     unsettled: int = 0
+
+
+@dataclass(frozen=True)
+class Aids:
+    """What some judges need beside the answers.
+
+    Attributes:
+        encoder: the model that `bert_score` reads texts with.
+        device: where it runs, as torch calls it.
+    """
+
+    encoder: EncoderConfig | None = None
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -46,6 +66,8 @@ class Metric:
 
     Attributes:
         judge: gives a verdict on every row.
+        column: type of a verdict.
+        mean: score of some rows together, from their verdicts [N] or [N, C].
         judged_by: name and version of the judge, part of the scores' address; empty where nothing could change.
         can_judge: whether a question and its reference hold what it takes.
         asks: what that is, for messages.
@@ -53,7 +75,9 @@ class Metric:
         runs_programs: it runs what a model wrote, which takes a permission.
     """
 
-    judge: Callable[[Sequence[Answered]], Judged]
+    judge: Callable[[Sequence[Answered], Aids], Judged]
+    column: pa.DataType = field(default_factory=pa.bool_)
+    mean: Callable[[NDArray[Any]], Mean] = mean_of
     judged_by: str = ""
     can_judge: Callable[[str, str], bool] = lambda question, reference: True
     asks: str = "an answer"
@@ -61,24 +85,47 @@ class Metric:
     runs_programs: bool = False
 
 
-def _exact_matches(rows: Sequence[Answered]) -> Judged:
+def _exact_matches(rows: Sequence[Answered], _: Aids) -> Judged:
     return Judged([is_exact_match(row.prediction, row.expected) for row in rows])
 
 
-def _math_answers(rows: Sequence[Answered]) -> Judged:
+def _math_answers(rows: Sequence[Answered], _: Aids) -> Judged:
     with symbolic.MathVerify() as judge:
         verdicts = [math_answers.is_right(row.question, row.reference, row.prediction, judge) for row in rows]
         return Judged(verdicts, judge.unsettled)
 
 
-def _program_answers(rows: Sequence[Answered]) -> Judged:
+def _program_answers(rows: Sequence[Answered], _: Aids) -> Judged:
     with symbolic.MathVerify() as judge:
         verdicts = [programs.computes_right(row.question, row.reference, row.prediction, judge) for row in rows]
         return Judged(verdicts, judge.unsettled)
 
 
-def _passes(rows: Sequence[Answered]) -> Judged:
+def _passes(rows: Sequence[Answered], _: Aids) -> Judged:
     return Judged([programs.passes(row.question, row.prediction) for row in rows])
+
+
+def _bleu_counts(rows: Sequence[Answered], _: Aids) -> Judged:
+    return Judged(
+        [summaries.bleu_counts(row.reference, row.prediction) if row.reference.strip() else None for row in rows]
+    )
+
+
+def _rouge_l(rows: Sequence[Answered], _: Aids) -> Judged:
+    return Judged(
+        [
+            summaries.rouge_l(row.reference, row.prediction) if summaries.has_words(row.reference) else None
+            for row in rows
+        ]
+    )
+
+
+def _bert_scores(rows: Sequence[Answered], aids: Aids) -> Judged:
+    assert aids.encoder is not None
+    judged = [row for row in rows if row.reference.strip()]
+    encoder = bert_score.load_encoder(aids.encoder, aids.device)
+    scores = iter(encoder.scores([(row.reference, row.prediction) for row in judged]))
+    return Judged([next(scores) if row.reference.strip() else None for row in rows])
 
 
 METRICS: Mapping[str, Metric] = {
@@ -105,6 +152,29 @@ METRICS: Mapping[str, Metric] = {
         asks="its assertions in its prompt, as in `Your code should pass: assert add(1, 2) == 3`",
         runs_programs=True,
     ),
+    "bleu": Metric(
+        _bleu_counts,
+        column=pa.list_(pa.int64(), summaries.COUNTS),
+        mean=summaries.corpus_bleu,
+        judged_by=summaries.BLEU_JUDGE,
+        can_judge=lambda question, reference: bool(reference.strip()),
+        asks="a reference that is not empty",
+        check=summaries.check_installed,
+    ),
+    "rouge_l": Metric(
+        _rouge_l,
+        column=pa.float64(),
+        judged_by=summaries.ROUGE_JUDGE,
+        can_judge=lambda question, reference: summaries.has_words(reference),
+        asks="a reference with letters from a to z, or digits: ROUGE knows no others",
+    ),
+    "bert_score": Metric(
+        _bert_scores,
+        column=pa.float64(),
+        judged_by=bert_score.JUDGE,
+        can_judge=lambda question, reference: bool(reference.strip()),
+        asks="a reference that is not empty",
+    ),
 }
 
 
@@ -117,6 +187,11 @@ def answer_metrics(names: Iterable[str]) -> dict[str, Metric]:
 def judges_of(names: Iterable[str]) -> dict[str, str]:
     """Return metric -> judge, of the metrics whose verdicts are a judge's."""
     return {name: metric.judged_by for name, metric in answer_metrics(names).items() if metric.judged_by}
+
+
+def verdict_columns(names: Iterable[str]) -> dict[str, pa.DataType]:
+    """Return metric -> type of its verdicts, of the metrics that judge answers."""
+    return {name: metric.column for name, metric in answer_metrics(names).items()}
 
 
 def check_metrics(names: Iterable[str], *, allow_code_execution: bool) -> None:

@@ -16,7 +16,7 @@ from s2l_ray.attempts import StagedOutput
 from s2l_ray.config import PoolResources, ResourcesConfig
 from s2l_ray.draws import Draws
 from s2l_ray.errors import DataError
-from s2l_ray.judging.metrics import Answered, answer_metrics, check_metrics, judges_of
+from s2l_ray.judging.metrics import METRICS, Aids, Answered, answer_metrics, check_metrics, judges_of, verdict_columns
 from s2l_ray.losses import mean_losses, response_loss_module
 from s2l_ray.models import device_and_precision, load_model
 from s2l_ray.scoring import Mean, mean_of, means_by_group, weighted_mean
@@ -108,7 +108,8 @@ class JudgeShard:
             return {}, {}
         check_metrics(metrics, allow_code_execution=self.config.allow_code_execution)
         answers = self._answers(model, rows, ids)
-        judged = {name: metric.judge(answers) for name, metric in metrics.items()}
+        aids = Aids(self.config.evaluate.encoder, str(model.device))
+        judged = {name: metric.judge(answers, aids) for name, metric in metrics.items()}
         columns = {"prediction": [answer.prediction for answer in answers]}
         return (
             columns | {name: found.verdicts for name, found in judged.items()},
@@ -141,7 +142,7 @@ class JudgeShard:
 
 def _schema_of_part(metrics: Sequence[str]) -> pa.Schema:
     """Return the schema of predictions without the labels, which are joined at the end."""
-    return pa.schema([field for field in schemas.predictions(answer_metrics(metrics)) if field.name not in LABELS])
+    return pa.schema([field for field in schemas.predictions(verdict_columns(metrics)) if field.name not in LABELS])
 
 
 @lru_cache(maxsize=1)
@@ -169,9 +170,8 @@ def evaluate_target(
     pool = resources.evaluate_target
     receipts = map_shards(work, shards, output, pool, label="evaluate target")
     parts = pa.concat_tables([output.read_parquet(r.path) for written, _ in receipts for r in written])
-    labels = examples.select(["example_id", *LABELS])
-    schema = schemas.predictions(answer_metrics(config.evaluate.metrics))
-    predictions = parts.join(labels, "example_id").sort_by("example_id").select(schema.names).cast(schema)
+    schema = schemas.predictions(verdict_columns(config.evaluate.metrics))
+    predictions = _labelled(parts.sort_by("example_id"), examples).select(schema.names).cast(schema)
     scores = _scores(predictions, config.evaluate.metrics)
     records: list[FileRecord] = [
         output.write_parquet("predictions.parquet", [predictions], schema),
@@ -180,6 +180,14 @@ def evaluate_target(
     overall = {r["metric"]: r["value"] for r in scores.to_pylist() if r["group_by"] == "all"}
     judging = _judging(predictions, config.evaluate.metrics, [note["unsettled"] for _, note in receipts])
     return StageResult(records, {"rows": len(ids), **overall, **judging})
+
+
+def _labelled(predictions: pa.Table, examples: pa.Table) -> pa.Table:
+    """Add the labels; Arrow joins no tables that hold lists."""
+    place_N = pc.index_in(predictions.column("example_id"), examples.column("example_id"))
+    for name in LABELS:
+        predictions = predictions.append_column(name, examples.column(name).take(place_N))
+    return predictions
 
 
 def _judging(predictions: pa.Table, metrics: Sequence[str], unsettled: Sequence[Mapping[str, int]]) -> dict[str, Any]:
@@ -219,13 +227,14 @@ def _scores(predictions: pa.Table, metrics: Sequence[str]) -> pa.Table:
                 f"evaluate.metrics: {metric} could judge none of {len(predictions)} held-out rows. Raise "
                 "evaluate.max_rows, or leave the metric out."
             )
-        value_N = judged.column(metric).to_numpy(zero_copy_only=False).astype(np.float64)
-        add("all", "all", metric, mean_of(value_N))
+        value_N = np.asarray(judged.column(metric).to_pylist(), np.float64)
+        mean = METRICS[metric].mean if metric in METRICS else mean_of
+        add("all", "all", metric, mean(value_N))
         for group_by in LABELS[::-1]:
             groups = judged.column(group_by).to_pylist()
             if any(group is not None for group in groups):
-                means = means_by_group(value_N, [group or "" for group in groups])
-                for name, mean in means.items():
-                    add(group_by, name, metric, mean)
+                means = means_by_group(value_N, [group or "" for group in groups], mean)
+                for name, of_group in means.items():
+                    add(group_by, name, metric, of_group)
                 add("macro", group_by, metric, weighted_mean(means))
     return pa.Table.from_pylist(rows, schema=schemas.SCORES)

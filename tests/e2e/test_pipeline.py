@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from sacrebleu import corpus_bleu
 
 from s2l_ray.artifacts import Artifact, find_artifact
 from s2l_ray.experiment import experiment_of, load_experiment, parse_sparse
@@ -18,7 +19,8 @@ from s2l_ray.storage import Storage
 from s2l_ray.subsets.arms import arms_of
 from s2l_ray.subsets.explain import explain_example
 from s2l_ray.subsets.export import export_folder
-from tests.conftest import run_s2l, write_config
+from tests.conftest import TINY, run_s2l, write_config
+from tests.unit import tiny
 
 
 class Run:
@@ -41,7 +43,9 @@ class Run:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("run")
-    config = write_config(folder)
+    encoder = tiny.encoder(folder / "encoder", {f"w{number}" for number in range(9)})
+    judging = {"metrics": [*TINY["evaluate"]["metrics"], "bert_score"], "encoder": {"model": str(encoder)}}
+    config = write_config(folder, evaluate=judging)
     done = run_s2l("run", str(config), "--json")
     assert done.returncode == 0, done.stderr
     return Run(folder, config, json.loads(done.stdout))
@@ -178,16 +182,25 @@ def test_scores_are_means_of_the_predictions_per_skill_and_source(run: Run) -> N
     assert len(predictions) == 40
     assert set(scores["group_by"]) == {"all", "skill", "source", "macro"}
     for group_by in ("skill", "source"):
-        for metric in ("loss", "exact_match", "math_answer"):
+        for metric in ("loss", "exact_match", "math_answer", "rouge_l", "bert_score"):
             expected = predictions[metric].astype(float).groupby(predictions[group_by])
             found = scores[(scores["group_by"] == group_by) & (scores["metric"] == metric)].set_index("group")
             np.testing.assert_allclose(found["value"], expected.mean().loc[found.index], rtol=1e-6)
             several = found["rows"] > 1
             np.testing.assert_allclose(
-                found["standard_error"][several], expected.sem().loc[found.index][several], rtol=1e-6
+                found["standard_error"][several], expected.sem().loc[found.index][several], rtol=1e-6, atol=1e-12
             )
             macro = scores[(scores["group_by"] == "macro") & (scores["group"] == group_by)].set_index("metric")
             assert macro.loc[metric, "value"] == pytest.approx(expected.mean().mean())
+
+
+def test_bleu_is_that_of_all_rows_together(run: Run) -> None:
+    predictions, scores = run.table("scores", "predictions").to_pandas(), run.table("scores", "scores.parquet")
+    rows = run.table("eval_examples", "examples-").to_pandas().set_index("example_id").loc[predictions["example_id"]]
+    references = [turns[-1]["text"] for turns in rows["turns"]]
+    expected = corpus_bleu(predictions["prediction"].tolist(), [references]).score / 100
+    (found,) = (row for row in scores.to_pylist() if row["metric"] == "bleu" and row["group_by"] == "all")
+    assert (found["value"], found["rows"]) == (pytest.approx(expected, abs=1e-12), 40)
 
 
 def test_truth_columns_reach_neither_tokens_nor_trajectories(run: Run) -> None:

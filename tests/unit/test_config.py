@@ -50,7 +50,7 @@ def seeds_of(config: Config) -> dict[str, int]:
         ("evaluate: {held_out: 0}", "evaluate.held_out", "0"),
         ("evaluate: {held_out: 1}", "evaluate.held_out", "1"),
         ("evaluate: {metrics: []}", "evaluate.metrics", "[]"),
-        ("evaluate: {metrics: [bleu]}", "evaluate.metrics", "bleu"),
+        ("evaluate: {metrics: [meteor]}", "evaluate.metrics", "meteor"),
         ("resources: {score_examples: {actors: [2, 1]}}", "resources.score_examples.actors", "[2, 1]"),
         ("resources: {score_examples: {actors: [0, 1]}}", "resources.score_examples.actors", "[0, 1]"),
         ("resources: {score_examples: {actors: 2}}", "resources.score_examples.actors", "2"),

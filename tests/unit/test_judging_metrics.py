@@ -9,7 +9,7 @@ from s2l_ray import cli, schemas
 from s2l_ray.config import MetricName
 from s2l_ray.errors import ConfigError, DataError
 from s2l_ray.judging import math_answers, symbolic
-from s2l_ray.judging.metrics import METRICS, Answered, answer_metrics, check_metrics, check_rows, judges_of
+from s2l_ray.judging.metrics import METRICS, Aids, Answered, check_metrics, check_rows, judges_of, verdict_columns
 from s2l_ray.judging.symbolic import MathVerify
 from s2l_ray.significance import HIGHER_IS_BETTER
 from s2l_ray.turns import Turn, last_exchange
@@ -22,7 +22,7 @@ def answered(question, reference, prediction):
 
 
 def verdicts(name, *rows):
-    return METRICS[name].judge([answered(*row) for row in rows]).verdicts
+    return METRICS[name].judge([answered(*row) for row in rows], Aids()).verdicts
 
 
 def test_config_offers_the_metrics_that_there_are():
@@ -32,7 +32,7 @@ def test_config_offers_the_metrics_that_there_are():
 
 def test_exact_match_compares_with_what_the_tokenizer_gives_back():
     row = Answered("q", "the whole reference", "the whole", "the whole")
-    assert METRICS["exact_match"].judge([row]).verdicts == [True]
+    assert METRICS["exact_match"].judge([row], Aids()).verdicts == [True]
 
 
 def test_math_answer_judges_the_rows_whose_reference_has_an_answer():
@@ -102,8 +102,12 @@ def test_held_out_rows_of_which_a_metric_can_judge_none_are_refused(metric, good
 
 
 def test_predictions_have_a_column_for_each_metric_and_stay_as_they_were_for_the_old():
-    assert schemas.predictions(answer_metrics(["loss", "exact_match"])) == schemas.PREDICTIONS
-    assert schemas.predictions(["math_answer"]).names == [*schemas.PREDICTIONS.names, "math_answer"]
+    assert schemas.predictions(verdict_columns(["loss", "exact_match"])) == schemas.PREDICTIONS
+    found = schemas.predictions(verdict_columns(["math_answer", "bleu", "rouge_l"]))
+    assert found.names == [*schemas.PREDICTIONS.names, "math_answer", "bleu", "rouge_l"]
+    assert [str(found.field(name).type) for name in found.names[-3:]] == [
+        "bool", "fixed_size_list<item: int64>[10]", "double",
+    ]  # fmt: skip
 
 
 def test_last_exchange_is_what_was_asked_last_and_its_answer():
@@ -150,7 +154,9 @@ def test_judge_is_in_the_address_of_the_scores_that_use_it_and_of_no_others(monk
 
     judged = ("", "evaluate.metrics=[loss, math_answer]")
     before = pipeline_of(), pipeline_of(*judged)
-    monkeypatch.setitem(METRICS, "math_answer", METRICS["math_answer"].__class__(lambda rows: None, judged_by="math-2"))
+    monkeypatch.setitem(
+        METRICS, "math_answer", METRICS["math_answer"].__class__(lambda rows, aids: None, judged_by="math-2")
+    )
     after = pipeline_of(), pipeline_of(*judged)
     assert changed_artifacts(before[0], after[0]) == set()
     assert changed_artifacts(before[1], after[1]) == {"scores", "comparison"}

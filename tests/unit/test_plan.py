@@ -238,12 +238,13 @@ def test_setting_every_key_but_where_it_runs_changes_something():
     where = {"resources", "storage", "report", "tracking"}
     spared = {"score.checkpoints_per_pass", "examples.on_bad_row", "examples.max_rejected", "evaluate.columns"}
     spared |= {"evaluate.held_out", "evaluate.path", "examples.path"}  # unused with a synthetic corpus, or need files
+    spared |= {"evaluate.encoder"}  # unused without `bert_score`
     changes = {
         "tokens": {"tokenizer": "word_level", "proxy_template": "plain"},
         "cluster": {"stratify_by": "source"},
         "select": {"method": "random", "budget": 0.77},
         "target": {"engine": "deepspeed", "match": "tokens", "order": "rank", "zero_stage": 1, "lora": {}},
-        "evaluate": {"metrics": ["exact_match"], "stop": ["Question:"]},
+        "evaluate": {"metrics": ["exact_match"], "stop": ["Question:"], "encoder": {"model": "an/encoder"}},
         "examples": {"format": "alpaca", "columns": {"id": "uid"}, "synthetic": {"rows": 7}},
     }
     base, silent = pipeline_of(), []
