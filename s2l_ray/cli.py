@@ -152,7 +152,10 @@ def _parser() -> ArgumentParser:
     doctor.add_argument("config", nargs="?", help="YAML file of an experiment, to look at what it needs as well")
     doctor.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override a value")
     doctor.add_argument("--storage", help="where artifacts are to live")
-    experiment(command(commands.plan))
+    plan = experiment(command(commands.plan))
+    plan.add_argument(
+        "--probe", action="store_true", help="make the tokens, time every model, and say how long the rest will take"
+    )
     experiment(command(commands.status))
     run = runs(command(commands.run))
     run.add_argument("--until", metavar="STAGE", help="stop after this stage")

@@ -6,11 +6,16 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from s2l_ray.errors import ConfigError
 from s2l_ray.experiment import Experiment, Sparse, experiment_of, load_experiment, load_sparse
 from s2l_ray.log import display
+
+if TYPE_CHECKING:
+    from s2l_ray.artifacts import Artifact
+    from s2l_ray.graph import Node, Pipeline
+    from s2l_ray.storage import Storage
 
 Document = Mapping[str, Any]
 """What a command prints with `--json`."""
@@ -88,6 +93,7 @@ def plan(options: argparse.Namespace) -> Document:
     check_packages(experiment)
     storage = Storage.at(experiment.shared.storage)
     pipeline = build_pipeline(experiment, with_report=not sparse.sweep)
+    tokens = _made_tokens(pipeline, storage, experiment) if options.probe else {}
     states = list(examine(pipeline, storage, DigestCache(storage)))
     rows = [
         {
@@ -99,10 +105,41 @@ def plan(options: argparse.Namespace) -> Document:
         for state in states
     ]
     display.table(["artifact", "stage", "state", "why"], [list(row.values()) for row in rows])
-    missing = sum(state.artifact is None for state in states)
+    missing = [state.node for state in states if state.artifact is None]
+    document: dict[str, Any] = {"storage": storage.uri, "nodes": rows}
+    if options.probe:
+        document["estimates"] = _estimates(pipeline, missing, tokens, experiment)
     verb = "sweep" if sparse.sweep else "run"
-    display.say(f"{len(states) - missing} cached, {missing} to run. Next: s2l {verb} {options.config}")
-    return {"storage": storage.uri, "nodes": rows}
+    display.say(f"{len(states) - len(missing)} cached, {len(missing)} to run. Next: s2l {verb} {options.config}")
+    return document
+
+
+def _made_tokens(pipeline: "Pipeline", storage: "Storage", experiment: Experiment) -> "Mapping[str, Artifact]":
+    """Make what the plan needs up to its tokens, which a run takes over; return it by node key. Ray stays connected."""
+    from s2l_ray.plan import fetch_models
+    from s2l_ray.stages import runtime
+    from s2l_ray.stages.run import Runner
+
+    fetch_models(experiment)
+    resources = experiment.shared.resources
+    runtime.connect(resources)
+    return Runner(pipeline.until("tokenize_examples"), storage, resources).run().artifacts
+
+
+def _estimates(
+    pipeline: "Pipeline", missing: "list[Node]", tokens: "Mapping[str, Artifact]", experiment: Experiment
+) -> list[dict[str, Any]]:
+    """Time every model for some seconds, and show what those of the plan will take."""
+    from s2l_ray.estimates import table_of
+    from s2l_ray.stages import runtime
+    from s2l_ray.stages.probe import probe
+
+    found = probe(pipeline, missing, tokens, experiment.shared.resources)
+    runtime.disconnect()
+    if found:
+        display.table(*table_of(found))
+        display.say("Timed on one worker each; the start of processes, reading and clustering come on top.")
+    return [estimate.as_json() for estimate in found]
 
 
 def status(options: argparse.Namespace) -> Document:

@@ -8,7 +8,11 @@ import pytest
 
 from s2l_ray.artifacts import Artifact
 from s2l_ray.config import Config, LoraConfig, ResourcesConfig
+from s2l_ray.costs import count_parameters
 from s2l_ray.errors import ConfigError, DataError
+from s2l_ray.estimates import Estimate
+from s2l_ray.experiment import experiment_of, parse_sparse
+from s2l_ray.plan import build_pipeline
 from s2l_ray.stage_settings import (
     PrepareSettings,
     ProxySettings,
@@ -21,6 +25,7 @@ from s2l_ray.stages import (
     finetune_target,
     prepare_examples,
     prepare_tokenizer,
+    probe,
     score_examples,
     tokenize_examples,
     train_proxy,
@@ -167,3 +172,35 @@ def test_fewer_steps_than_checkpoints_shorten_the_trajectory(prepared: Prepared,
     short = config.proxy.model_copy(update={"steps": 3})
     found = prepared.bench.run(train_proxy.train_proxy, inputs, ProxySettings(short, config.tokens.max_tokens))
     assert found.summary["checkpoint_steps"] == [1, 2, 3]
+
+
+# --------------------------------------------------------------------------------------------------------- the probe
+
+
+def probed(prepared: Prepared) -> dict[str, Estimate]:
+    experiment = experiment_of(parse_sparse(dict(TINY), [], origin="tiny", name="tiny"))
+    pipeline = build_pipeline(experiment)
+    made = {"tokens": prepared.tokens, "tokenizer": prepared.tokenizer}
+    artifacts = {node.key: made[node.artifact] for node in pipeline.nodes if node.artifact in made}
+    found = probe.probe(pipeline, pipeline.nodes, artifacts, experiment.shared.resources, seconds=0.2)
+    return {estimate.label: estimate for estimate in found}
+
+
+def test_probe_times_every_model_and_counts_its_tokens(prepared: Prepared, one_worker_proxy: Artifact) -> None:
+    found = probed(prepared)
+    assert list(found) == ["proxy", "trajectories", "target"]
+    assert all(each.is_measured and (each.seconds or 0) > 0 and each.memory > 2**28 for each in found.values())
+    summary = prepared.tokens.summary
+    assert found["proxy"].tokens == pytest.approx(30 * 16 * summary["tokens"] / summary["rows_kept"])
+    assert found["trajectories"].tokens == 7 * summary["tokens"]
+    parameters = count_parameters(one_worker_proxy, "step=000000/")
+    assert found["proxy"].flops == pytest.approx(6 * parameters * found["proxy"].tokens)
+
+
+def test_probe_does_not_build_what_has_no_room(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "_free_bytes", lambda device: 0)
+    monkeypatch.setattr(probe, "build_model", lambda *_, **__: pytest.fail("it was built"))
+    monkeypatch.setattr(probe, "_measured_on_cluster", lambda each, label, resources: probe.measured(each))
+    found = probed(prepared)
+    assert not any(each.is_measured for each in found.values())
+    assert found["target"].seconds is None
