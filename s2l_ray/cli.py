@@ -145,6 +145,7 @@ def _parser() -> ArgumentParser:
 
     init = command(commands.init)
     init.add_argument("data", nargs="+", help="file, folder, glob or URI; several are a mixture")
+    init.add_argument("--columns", metavar="MAPPING", help="'{instruction: task, output: solution, source: origin}'")
     init.add_argument("--proxy", metavar="MODEL", help="the small model: a Hugging Face id or a folder")
     init.add_argument("--target", metavar="MODEL", help="the large model")
     init.add_argument("--output", default="s2l.yaml", metavar="FILE", help="where to write it")

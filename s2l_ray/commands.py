@@ -52,8 +52,8 @@ def init(options: argparse.Namespace) -> Document:
     path = Path(options.output)
     if path.exists():
         raise ConfigError(f"{path} exists. Name another file with --output, or remove that one.")
-    look = look_at(options.data)
-    text = first_config(options.data, look, proxy=options.proxy, target=options.target)
+    look = look_at(options.data, _columns(options.columns))
+    text = first_config(look, proxy=options.proxy, target=options.target)
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
@@ -61,6 +61,17 @@ def init(options: argparse.Namespace) -> Document:
     display.say(text)
     display.say(f"written to {path}. Next: s2l plan {path}")
     return {"config": str(path), "rows": len(look.examples), "bad_rows": len(look.rejected), "is_all": look.is_all}
+
+
+def _columns(text: str | None) -> dict[str, str]:
+    from s2l_ray.strict_yaml import parse_yaml
+
+    found = parse_yaml(text, origin="--columns") if text else {}
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in [*found, *found.values()]):
+        raise ConfigError(
+            f"--columns: found {text}, expected our names with the data's: '{{prompt: task, completion: answer}}'."
+        )
+    return found
 
 
 def doctor(options: argparse.Namespace) -> Document:

@@ -2,9 +2,9 @@
 
 import io
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Literal, cast
 from urllib.parse import urlsplit, urlunsplit
 
@@ -40,6 +40,8 @@ class InputFile:
         modified_ns: time of the last change [ns since 1970]; 0 where the filesystem does not say.
         source: from the entry of a mixture.
         compression: of the whole file; Parquet and Arrow compress within and have none.
+        layout: how its rows are laid out, where the entry of a mixture says so.
+        columns: our name -> the data's column, where the entry of a mixture says so.
     """
 
     path: str
@@ -50,6 +52,8 @@ class InputFile:
     modified_ns: int
     source: str | None
     compression: Compression | None = None
+    layout: str | None = None
+    columns: Mapping[str, str] | None = field(default=None, hash=False)
 
 
 def check_unchanged(file: InputFile) -> None:

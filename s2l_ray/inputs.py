@@ -106,6 +106,8 @@ def _find_entry(entry: InputPath, key: str) -> list[InputFile]:
             file,
             file_format=each.file_format or common or declared_format(file.name) or "jsonl",
             compression=each.compression,
+            layout=entry.format,
+            columns=entry.columns,
         )
         for file, each in zip(unsniffed, found, strict=True)
     ]

@@ -16,7 +16,7 @@ import difflib
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from s2l_ray.errors import ConfigError, DataError
 from s2l_ray.formats.row import BadRow
@@ -29,7 +29,7 @@ RESERVED = frozenset({"example_id", "content_hash", "input_file", "input_row"})
 """Columns that the data may not have: ours of the same name would hide them."""
 
 MAX_PEEKED_ROWS = 64
-"""Usable rows that `detect_layout` looks at, per source."""
+"""Usable rows that `detect_layout` looks at."""
 
 REQUIRED: Mapping[LayoutName, tuple[str, ...]] = {
     "alpaca": ("instruction", "output"),
@@ -64,51 +64,102 @@ class Layout:
     name: LayoutName
     columns: Mapping[str, str]
 
+    def as_json(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return {"name": self.name, "columns": dict(self.columns)}
 
-def detect_layout(files: Sequence[InputFile], layout: str, columns: Mapping[str, str], *, key: str) -> Layout:
-    """Settle layout and columns by the first usable rows of the first file of every source.
+    def without_ids(self) -> "Layout":
+        """Return the same, without a column of ids."""
+        return Layout(self.name, {our: column for our, column in self.columns.items() if our != "id"})
 
-    An `id` column is used where it is mapped, or where every source has a column `id`.
+
+def detect_layouts(
+    files: Sequence[InputFile], layout: str, columns: Mapping[str, str], *, key: str, mapping: str = ""
+) -> dict[str, Layout]:
+    """Settle how the rows of every file are read, for each entry of a mixture by itself.
+
+    An `id` column that nobody mapped is used only where every entry has one.
+
+    Args:
+        files: from `find_inputs`.
+        layout: a layout, or `auto`; of the entries that do not say their own.
+        columns: our name -> the data's column, likewise.
+        key: the config path of the input, e.g. `examples.path`, for messages.
+        mapping: what `columns` are given by, for messages; the config's key unless given.
+
+    Returns:
+        Name of a file -> its layout.
+
+    Raises:
+        ConfigError, DataError: as `detect_layout`.
+    """
+    entries: dict[str, list[InputFile]] = {}
+    for file in files:
+        entries.setdefault(repr((file.source, file.layout, file.columns)), []).append(file)
+    mapping = mapping or (f"{_section(key)}.columns:" if len(entries) == 1 else f"{key}[].columns:")
+    found: list[tuple[list[InputFile], Mapping[str, str], Layout]] = []
+    for group in entries.values():
+        own = columns if group[0].columns is None else group[0].columns
+        found.append((group, own, detect_layout(group, group[0].layout or layout, own, key=key, mapping=mapping)))
+    all_have_ids = all("id" in each.columns for _, _, each in found)
+    return {
+        file.name: each if all_have_ids or "id" in own else each.without_ids()
+        for group, own, each in found
+        for file in group
+    }
+
+
+def detect_layout(
+    files: Sequence[InputFile], layout: str, columns: Mapping[str, str], *, key: str, mapping: str = ""
+) -> Layout:
+    """Settle layout and columns of one input by the first usable rows of the first of its files that has any.
+
+    An `id` column is used where it is mapped, or where there is one.
 
     Args:
         files: from `find_inputs`.
         layout: a layout, or `auto`.
         columns: our name -> the data's column; what is not named is called the same.
         key: the config path of the input, e.g. `examples.path`, for messages.
+        mapping: what `columns` are given by, for messages; the config's key unless given.
 
     Raises:
         ConfigError: `columns` has a name that is not ours or does not go with the layout.
         DataError: no layout or more than one fits, a mapped column is missing, a column has a name of ours, or
             no row is usable.
     """
-    section = key.rpartition(".")[0] or key
-    candidates = _candidates(layout, columns, section)
-    peeked = [_peek(group, key) for group in _by_source(files)]
-    for file, found in peeked:
-        check_reserved(file, found)
-    name = _choose(candidates, columns, *peeked[0], section)
+    mapping = mapping or f"{_section(key)}.columns:"
+    candidates = _candidates(layout, columns, mapping)
+    file, found = _peek(files, key)
+    check_reserved(file, found)
+    name = _choose(candidates, columns, file, found, mapping)
     ours = {our: columns.get(our, our) for our in (*REQUIRED[name], *OPTIONAL[name], *LABELS)}
-    if "id" in columns or all("id" in found for _, found in peeked):
+    if "id" in columns or "id" in found:
         ours["id"] = columns.get("id", "id")
-    for file, found in peeked:
-        needed = [our for our in ours if our in REQUIRED[name] or our in columns]
-        check_columns(file, found, {our: ours[our] for our in needed}, f"{section}.columns")
+    needed = [our for our in ours if our in REQUIRED[name] or our in columns]
+    check_columns(file, found, {our: ours[our] for our in needed}, mapping)
     return Layout(name, ours)
 
 
-def _candidates(layout: str, columns: Mapping[str, str], section: str) -> tuple[LayoutName, ...]:
+def _section(key: str) -> str:
+    return key.rpartition(".")[0] or key
+
+
+def _candidates(layout: str, columns: Mapping[str, str], mapping: str) -> tuple[LayoutName, ...]:
     """Return the layouts that the config leaves open."""
     for our in columns:
         if our not in _OUR_NAMES:
             near = difflib.get_close_matches(our, _OUR_NAMES, n=1)
             hint = f"did you mean `{near[0]}`? " if near else ""
             raise ConfigError(
-                f"{section}.columns: `{shown(our)}` is no name of ours; {hint}It maps our name to the data's "
+                f"{mapping} `{shown(our)}` is no name of ours; {hint}It maps our name to the data's "
                 f"column; ours are {listed(_OUR_NAMES)}."
             )
     names: tuple[LayoutName, ...] = get_args(LayoutName)
     if layout != "auto" and layout not in names:
-        raise ConfigError(f"{section}.format: found {layout!r}, expected auto, {', '.join(names)}.")
+        raise ConfigError(
+            f"{mapping.removesuffix('columns:')}format: found {layout!r}, expected auto, {', '.join(names)}."
+        )
     mapped = {our for our in columns if our not in ("id", *LABELS)}
     open_names = [name for name in names if layout in ("auto", name)]
     fitting = tuple(name for name in open_names if mapped <= _texts(name))
@@ -116,21 +167,12 @@ def _candidates(layout: str, columns: Mapping[str, str], section: str) -> tuple[
         wanted = (
             f"layout {layout} has {listed(sorted(_texts(open_names[0])))}" if layout != "auto" else "no layout has all"
         )
-        raise ConfigError(
-            f"{section}.columns: {listed(sorted(mapped))} are mapped, but {wanted}. Map one layout's names."
-        )
+        raise ConfigError(f"{mapping} {listed(sorted(mapped))} are mapped, but {wanted}. Map one layout's names.")
     return fitting
 
 
 def _texts(name: LayoutName) -> set[str]:
     return {*REQUIRED[name], *OPTIONAL[name]}
-
-
-def _by_source(files: Sequence[InputFile]) -> list[list[InputFile]]:
-    groups: dict[str | None, list[InputFile]] = {}
-    for file in files:
-        groups.setdefault(file.source, []).append(file)
-    return list(groups.values())
 
 
 def _peek(files: Sequence[InputFile], key: str) -> tuple[InputFile, tuple[str, ...]]:
@@ -166,7 +208,7 @@ def check_reserved(file: InputFile, found: Iterable[str]) -> None:
 
 
 def _choose(
-    candidates: Sequence[LayoutName], columns: Mapping[str, str], file: InputFile, found: Sequence[str], section: str
+    candidates: Sequence[LayoutName], columns: Mapping[str, str], file: InputFile, found: Sequence[str], mapping: str
 ) -> LayoutName:
     if len(candidates) == 1:
         return candidates[0]
@@ -179,22 +221,22 @@ def _choose(
     if fitting:
         raise DataError(
             f"{shown(file.name)}: the columns {listed(found)} fit several layouts: {expected}. Say which to use by "
-            f"mapping it, e.g. `{section}.columns: {{{', '.join(f'{our}: {our}' for our in REQUIRED[fitting[0]])}}}`."
+            f"mapping it, e.g. `{mapping} {{{', '.join(f'{our}: {our}' for our in REQUIRED[fitting[0]])}}}`."
         )
     raise DataError(
         f"{shown(file.name)}: found the columns {listed(found)}, expected {expected}. Map them, e.g. "
-        f"`{section}.columns: {{instruction: task, output: solution}}`."
+        f"`{mapping} {{instruction: task, output: solution}}`."
     )
 
 
-def check_columns(file: InputFile, found: Sequence[str], needed: Mapping[str, str], mapping: str = "columns") -> None:
+def check_columns(file: InputFile, found: Sequence[str], needed: Mapping[str, str], mapping: str = "columns:") -> None:
     """Raise `DataError` where a needed column is not among those found.
 
     Args:
         file: the file they were found in.
         found: its columns.
         needed: our name -> the data's column.
-        mapping: the config path of the mapping, for the message.
+        mapping: what columns are given by, for the message.
     """
     for our, column in needed.items():
         if column not in found:
@@ -202,5 +244,5 @@ def check_columns(file: InputFile, found: Sequence[str], needed: Mapping[str, st
             hint = f"; the nearest is `{shown(near[0])}`" if near else ""
             raise DataError(
                 f"{shown(file.name)}: column `{shown(column)}` is missing. Found {listed(found)}{hint}. Name the "
-                f"data's column with `{mapping}: {{{our}: ...}}`."
+                f"data's column with `{mapping} {{{our}: ...}}`."
             )

@@ -48,6 +48,8 @@ SCORED = ("least_confidence", "middle_perplexity", "high_learnability", "curricu
 """The selectors that read the losses themselves."""
 NOT_IN_BYTES = ("path", "on_bad_row", "max_rejected", "decontaminate")
 """Keys of `examples` that change nothing in the examples themselves."""
+OWN_LAYOUTS = "layouts_by_file"
+"""Setting of examples: how the files are read whose entry of a mixture says so."""
 REPORTED = (
     "examples",
     "overlap",
@@ -356,7 +358,11 @@ def _examples_node(config: Config, files: tuple[InputFile, ...]) -> Node:
         config=PrepareSettings(
             config.examples, files, "train", held_out, derive_seed(config.seed, "synthetic"), "examples"
         ),
-        settings={**settings_of(config.examples, without=NOT_IN_BYTES), "held_out": held_out},
+        settings={
+            **settings_of(config.examples, without=NOT_IN_BYTES),
+            "held_out": held_out,
+            **_own_layouts(files),
+        },
         inputs={},
         seed=derive_seed(config.seed, "synthetic") if config.examples.synthetic else 0,
         outside=_files_outside(files),
@@ -391,10 +397,20 @@ def all_rows_node(artifact: str, section: ExamplesConfig, listed: tuple[InputFil
         artifact=artifact,
         stage="prepare_examples",
         config=PrepareSettings(section, listed, "all", 0.0, 0, key),
-        settings={**settings_of(section, without=NOT_IN_BYTES), "part": "all"},
+        settings={**settings_of(section, without=NOT_IN_BYTES), "part": "all", **_own_layouts(listed)},
         inputs={},
         outside=_files_outside(listed),
     )
+
+
+def _own_layouts(files: tuple[InputFile, ...]) -> dict[str, Any]:
+    """Return how files are read whose entry of a mixture says so, by name; nothing where none does."""
+    found = {
+        file.name: {"format": file.layout, "columns": dict(file.columns or {})}
+        for file in files
+        if file.layout is not None or file.columns is not None
+    }
+    return {OWN_LAYOUTS: found} if found else {}
 
 
 def _tokenizer_node(config: Config, key: ModelKey, model: ModelConfig, examples: Node) -> Node:

@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -13,10 +13,13 @@ from s2l_ray.examples import Example, RejectedRow, read_examples
 from s2l_ray.experiment import experiment_of, parse_sparse
 from s2l_ray.input_files import InputFile, listed
 from s2l_ray.inputs import find_inputs
-from s2l_ray.layouts import LABELS, REQUIRED, Layout, detect_layout
+from s2l_ray.layouts import REQUIRED, Layout, detect_layouts
 from s2l_ray.strict_yaml import parse_yaml
 from s2l_ray.turns import LEARNED
 
+DATA = "examples.path"
+OPTION = "--columns"
+"""Where a newcomer says what the data calls its columns."""
 SAMPLE_ROWS = 20_000
 """Rows that are looked at, the first of every file alike."""
 CHARACTERS_PER_TOKEN = 3.5
@@ -33,14 +36,18 @@ class Look:
 
     Attributes:
         files: the input.
-        layout: how its rows are read.
+        entries: the inputs; of a mixture each with the names of columns that it takes.
+        columns: our name -> the data's column, of a single input.
+        layouts: how the rows of each file are read.
         examples: the usable rows among those looked at.
         rejected: the others.
         is_all: whether these are all the rows there are.
     """
 
+    entries: tuple[InputPath, ...]
+    columns: Mapping[str, str]
     files: tuple[InputFile, ...]
-    layout: Layout
+    layouts: Mapping[str, Layout]
     examples: tuple[Example, ...]
     rejected: tuple[RejectedRow, ...]
     is_all: bool
@@ -49,6 +56,11 @@ class Look:
     def sources(self) -> Counter[str]:
         """Rows per source."""
         return Counter(example.source for example in self.examples if example.source is not None)
+
+    @property
+    def distinct_layouts(self) -> tuple[Layout, ...]:
+        """The layouts, each once."""
+        return tuple({repr(layout): layout for layout in self.layouts.values()}.values())
 
     @property
     def characters(self) -> list[int]:
@@ -62,22 +74,25 @@ class Look:
         return min(2048, 64 * max(1, math.ceil(length / CHARACTERS_PER_TOKEN / 64)))
 
 
-def look_at(paths: Sequence[str]) -> Look:
+def look_at(paths: Sequence[str], columns: Mapping[str, str] | None = None) -> Look:
     """Read the first rows of the data.
 
     Args:
         paths: what `examples.path` takes; several are a mixture.
+        columns: our name -> the data's column; of a mixture, for those inputs that cannot be read without.
 
     Raises:
         ConfigError, DataError: the data cannot be read, or no row of those looked at is usable.
     """
-    files = find_inputs(_entries(paths), key="examples.path")
-    layout = detect_layout(files, "auto", {}, key="examples.path")
+    columns = columns or {}
+    entries = [InputPath(path=paths[0])] if len(paths) == 1 else [_entry(path, columns) for path in paths]
+    files = find_inputs(paths[0] if len(paths) == 1 else tuple(entries), key=DATA)
+    layouts = detect_layouts(files, "auto", columns if len(paths) == 1 else {}, key=DATA, mapping=OPTION)
     share = max(1, SAMPLE_ROWS // len(files))
     items: list[Example | RejectedRow] = []
     is_all = True
     for file in files:
-        rows = iter(read_examples(file, layout))
+        rows = iter(read_examples(file, layouts[file.name]))
         items += islice(rows, share)
         is_all &= next(rows, None) is None
         if len(items) >= SAMPLE_ROWS:
@@ -87,22 +102,26 @@ def look_at(paths: Sequence[str]) -> Look:
     rejected = tuple(item for item in items if isinstance(item, RejectedRow))
     if not examples:
         raise DataError(f"none of the first {len(items)} rows is usable; the first: {rejected[0].reason}.")
-    return Look(files, layout, examples, rejected, is_all)
+    return Look(tuple(entries), columns, files, layouts, examples, rejected, is_all)
 
 
-def _entries(paths: Sequence[str]) -> str | tuple[InputPath, ...]:
-    return paths[0] if len(paths) == 1 else tuple(InputPath(path=path, source=_stem(path)) for path in paths)
+def _entry(path: str, columns: Mapping[str, str]) -> InputPath:
+    """Return one input of a mixture, with names of columns where its own are none of ours."""
+    try:
+        detect_layouts(find_inputs(path, key=DATA), "auto", {}, key=DATA, mapping=OPTION)
+    except DataError:
+        return InputPath(path=path, source=_stem(path), columns=dict(columns) or None)
+    return InputPath(path=path, source=_stem(path))
 
 
 def _stem(path: str) -> str:
     return path.rstrip("/").rpartition("/")[2].partition(".")[0] or path
 
 
-def first_config(paths: Sequence[str], look: Look, *, proxy: str | None, target: str | None) -> str:
+def first_config(look: Look, *, proxy: str | None, target: str | None) -> str:
     """Return a commented YAML for the data; it has been read back and is a config.
 
     Args:
-        paths: what `look_at` got.
         proxy: a pretrained model; a small one with random weights unless given.
         target: the same.
     """
@@ -110,7 +129,7 @@ def first_config(paths: Sequence[str], look: Look, *, proxy: str | None, target:
         "# Which part of this data is worth fine-tuning on? A start, from a look at the data; change what you like.",
         "# What is not named here has its default; `s2l plan` says what would run, and touches nothing.",
         "seed: 0",
-        *_examples_lines(paths, look),
+        *_examples_lines(look),
         *_tokens_lines(look, proxy, target),
         *_model_lines("proxy", proxy),
         "  checkpoints: 8                     # points of a row's trajectory",
@@ -131,23 +150,29 @@ def _n_clusters(look: Look) -> int:
     return max(1, min(N_CLUSTERS, len(look.examples) // ROWS_PER_CLUSTER)) if look.is_all else N_CLUSTERS
 
 
-def _examples_lines(paths: Sequence[str], look: Look) -> list[str]:
+def _examples_lines(look: Look) -> list[str]:
     count = f"{'All' if look.is_all else 'The first'} {len(look.examples) + len(look.rejected):,} rows"
-    texts = [column for our in REQUIRED[look.layout.name] for column in (look.layout.columns[our],)]
     files = "1 file" if len(look.files) == 1 else f"{len(look.files)} files"
-    lines = [f"# {count} of {files} were read: {look.layout.name}, by {listed(texts)}."]
+    read = [
+        f"{layout.name}, by {listed([layout.columns[our] for our in REQUIRED[layout.name]])}"
+        for layout in look.distinct_layouts
+    ]
+    lines = [f"# {count} of {files} were read: {'; '.join(map(_comment, read))}."]
     if look.sources:
         shares = ", ".join(f"{_comment(name)} {count}" for name, count in look.sources.most_common(5))
         lines.append(f"# Rows per source: {shares}{' and others' if len(look.sources) > 5 else ''}.")
-    labels = {our: look.layout.columns[our] for our in LABELS if our in look.layout.columns}
     if not look.sources:
-        lines.append(f"# No column `{labels['source']}`; name yours with `columns: {{source: ...}}`.")
+        (column,) = {layout.columns["source"] for layout in look.distinct_layouts}
+        lines.append(f"# No column `{_comment(column)}`; name yours with `columns: {{source: ...}}`.")
     lines.append("examples:")
-    if len(paths) == 1:
-        lines.append(f"  path: {_quoted(paths[0])}")
+    if len(look.entries) == 1:
+        lines.append(f"  path: {_quoted(look.entries[0].path)}")
+        lines += [f"  columns: {_mapped(look.columns)}"] if look.columns else []
     else:
         lines.append("  path:")
-        lines += [f"    - {{path: {_quoted(path)}, source: {_quoted(_stem(path))}}}" for path in paths]
+        for entry in look.entries:
+            columns = f", columns: {_mapped(entry.columns)}" if entry.columns else ""
+            lines.append(f"    - {{path: {_quoted(entry.path)}, source: {_quoted(entry.source or '')}{columns}}}")
     if look.rejected:
         first = look.rejected[0]
         where = f"{first.input_file}:{first.input_row + 1}: {first.reason}"
@@ -164,7 +189,7 @@ def _tokens_lines(look: Look, proxy: str | None, target: str | None) -> list[str
         "tokens:",
         f"  max_tokens: {look.max_tokens}",
     ]
-    is_chat = look.layout.name in ("messages", "sharegpt")
+    is_chat = all(layout.name in ("messages", "sharegpt") for layout in look.distinct_layouts)
     if is_chat and target:
         lines.append("  template: chat                     # the tokenizer's own")
         if not proxy:
@@ -193,6 +218,10 @@ def _model_lines(key: str, model: str | None) -> list[str]:
         f"  learning_rate: {rate}",
         "  global_batch_size: 64",
     ]
+
+
+def _mapped(columns: Mapping[str, str]) -> str:
+    return "{" + ", ".join(f"{our}: {_quoted(column)}" for our, column in columns.items()) + "}"
 
 
 def _quoted(text: str) -> str:

@@ -52,6 +52,10 @@ MetricName = Literal[
 """What held-out rows are judged by; `judging.metrics` says how."""
 
 
+FormatName = Literal["auto", "alpaca", "prompt_completion", "messages", "sharegpt", "question_answer", "text"]
+"""How rows are laid out; `layouts` says which columns each has."""
+
+
 class SyntheticCorpus(Section):
     """The embedded corpus of table skills, in place of `path`."""
 
@@ -78,6 +82,14 @@ class InputPath(Section):
     """File, folder or glob; a local path or a `pyarrow.fs` URI."""
     source: str | None = None
     """Source name of its rows, unless they carry their own."""
+    format: FormatName | None = None
+    """As `examples.format`, of this input alone."""
+    columns: dict[str, str] | None = None
+    """As `examples.columns`, of this input alone."""
+
+    def __hash__(self) -> int:
+        """Inputs are listed once for all arms that name them, by what names them."""
+        return hash(self.model_dump_json())
 
 
 class ExamplesConfig(Section):
@@ -87,7 +99,7 @@ class ExamplesConfig(Section):
     """File, folder or glob, or a list of `{path, source}`."""
     synthetic: SyntheticCorpus | None = None
     """The embedded corpus instead of `path`."""
-    format: Literal["auto", "alpaca", "prompt_completion", "messages", "sharegpt", "question_answer", "text"] = "auto"
+    format: FormatName = "auto"
     """How a row is laid out; `auto` decides by its columns."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Our name -> the data's column, e.g. `{instruction: task, output: solution, source: origin, id: uid}`."""

@@ -8,7 +8,7 @@ and read like any other file.
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,7 +31,7 @@ from s2l_ray.examples import (
 )
 from s2l_ray.input_files import InputFile, check_unchanged, listed
 from s2l_ray.inputs import find_inputs
-from s2l_ray.layouts import Layout, detect_layout
+from s2l_ray.layouts import Layout, detect_layouts
 from s2l_ray.log import display
 from s2l_ray.needs import check_rejected
 from s2l_ray.stage_settings import PrepareSettings
@@ -66,7 +66,8 @@ class ReadFiles:
     """Reads a group of files into one file of examples and one of rejected rows."""
 
     settings: PrepareSettings
-    layout: Layout
+    layouts: Mapping[str, Layout]
+    """Name of a file -> how its rows are read."""
     output: StagedOutput
 
     def __call__(self, group: FileGroup) -> Receipt:
@@ -87,7 +88,7 @@ class ReadFiles:
     def _tables(self, group: FileGroup, tally: "_Tally") -> Iterator[pa.Table]:
         kept: list[Example] = []
         for file in group.files:
-            for item in read_examples(file, self.layout, on_warning=tally.warnings.append):
+            for item in read_examples(file, self.layouts[file.name], on_warning=tally.warnings.append):
                 tally.rows_in += 1
                 if isinstance(item, RejectedRow):
                     if self.settings.examples.on_bad_row == "error":
@@ -133,9 +134,9 @@ def prepare_examples(
         record = output.write_bytes(schemas.SYNTHETIC_INPUT, _synthetic_lines(config))
         records.append(record)
         files = find_inputs(output.uri_of(schemas.SYNTHETIC_INPUT), key="examples.synthetic")
-    layout = detect_layout(files, config.examples.format, config.examples.columns, key=config.key)
+    layouts = detect_layouts(files, config.examples.format, config.examples.columns, key=config.key)
     groups = _groups(files)
-    work = ReadFiles(config, layout, output)
+    work = ReadFiles(config, layouts, output)
     pool = resources.prepare_examples
     receipts = map_shards(work, groups, output, pool, label="prepare examples", unit="KiB")
     notes = [note for _, note in receipts]
@@ -144,9 +145,8 @@ def prepare_examples(
         display.warn(warning)
     rejected = [row for g in groups for row in json.loads(output.read_bytes(_rejected_path(g)) or b"[]")]
     records.append(output.write_parquet("rejected.parquet", [_rejected_table(rejected)], schemas.REJECTED))
-    summary = _account(config, receipts, len(rejected)) | {
-        "layout": {"name": layout.name, "columns": dict(layout.columns)}
-    }
+    distinct = {repr(layout): layout.as_json() for layout in layouts.values()}
+    summary = _account(config, receipts, len(rejected)) | {"layouts": list(distinct.values())}
     _check_user_ids(output, receipts)
     return StageResult(records, summary)
 

@@ -25,6 +25,7 @@ from s2l_ray.artifacts import Artifact, FileRecord
 from s2l_ray.errors import ArtifactError, ConfigError
 from s2l_ray.input_files import InputFile
 from s2l_ray.inputs import find_inputs
+from s2l_ray.layouts import Layout
 from s2l_ray.log import without_user_info
 from s2l_ray.storage import CHUNK, Storage, digest_of
 from s2l_ray.subsets.data_files import DataFile, Group, describe, export_paths, grouped
@@ -101,8 +102,8 @@ class Export:
         groups = grouped(self.files)
         records = [_copy(self.subset, record, folder, file.path) for record, file in self._row_files()]
         records.append(_put(folder, SELECTION, _parquet(self.selection), self.selection.num_rows))
-        layout = self.lineage["examples"].summary.get("layout")  # which versions before this one did not tell
-        info = dataset_info(groups, layout["name"], layout["columns"], repository) if layout else {}
+        layouts = self.lineage["examples"].summary.get("layouts", [])  # versions before this one did not tell
+        info = dataset_info(groups, [Layout(**layout) for layout in layouts], repository)
         if info:
             records.append(_put(folder, DATASET_INFO, (json.dumps(info, indent=2) + "\n").encode()))
         _put(folder, CARD, self._card(groups, records, list(info), repository).encode())

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from s2l_ray.formats.row import BadRow
-from s2l_ray.layouts import LayoutName
+from s2l_ray.layouts import REQUIRED, Layout, LayoutName
 from s2l_ray.raw_rows import read_rows
 from s2l_ray.subsets.data_files import FOLDER, DataFile, Group
 
@@ -42,21 +42,18 @@ _ROLES = {
 """Its tag -> its own word for that role, and that of OpenAI's messages."""
 
 
-def dataset_info(
-    groups: Sequence[Group], layout: LayoutName, columns: Mapping[str, str], repository: str | None
-) -> dict[str, Any]:
+def dataset_info(groups: Sequence[Group], layouts: Sequence[Layout], repository: str | None) -> dict[str, Any]:
     """Return the entries for the files of an export; none for what LLaMA-Factory cannot read.
 
     Args:
         groups: the files.
-        layout: of the rows.
-        columns: our name -> the data's column.
+        layouts: those that the rows were read by; a group has the first one whose columns it has.
         repository: the data set of the hub that holds the export, which makes all of its groups readable; None for a
             folder, of which only files with endings that LLaMA-Factory knows are.
     """
     entries: dict[str, Any] = {}
     for group in groups:
-        described = _description(group, layout, columns)
+        described = next((_description(group, layout) for layout in layouts if _fits(group, layout)), None)
         if described is None:
             continue
         if repository is not None:
@@ -91,10 +88,14 @@ def _places(files: Sequence[DataFile], all_files: Iterable[DataFile]) -> list[st
     return list(places)
 
 
-def _description(group: Group, layout: LayoutName, columns: Mapping[str, str]) -> dict[str, Any] | None:
-    named = {theirs: columns.get(ours, ours) for theirs, ours in _COLUMNS[layout].items()}
+def _fits(group: Group, layout: Layout) -> bool:
+    return {layout.columns[our] for our in REQUIRED[layout.name]} <= set(group.columns)
+
+
+def _description(group: Group, layout: Layout) -> dict[str, Any] | None:
+    named = {theirs: layout.columns.get(ours, ours) for theirs, ours in _COLUMNS[layout.name].items()}
     found = {theirs: column for theirs, column in named.items() if column in group.columns}
-    if layout not in ("messages", "sharegpt"):
+    if layout.name not in ("messages", "sharegpt"):
         return {"columns": found}
     tags = _tags(group, named["messages"])
     return {"formatting": "sharegpt", "columns": found, "tags": tags} if tags is not None else None

@@ -8,6 +8,7 @@ from s2l_ray.artifacts import Artifact
 from s2l_ray.config import Config
 from s2l_ray.input_files import is_remote
 from s2l_ray.log import redacted
+from s2l_ray.plan import OWN_LAYOUTS
 
 Lineage = Mapping[str, Artifact]
 
@@ -120,7 +121,13 @@ def _data(lineage: Lineage, inputs: Mapping[str, str | None]) -> dict[str, Any]:
     elif len(inputs) == 1:
         section["path"] = next(iter(inputs))
     else:
-        section["path"] = [{"path": name} | ({"source": source} if source else {}) for name, source in inputs.items()]
+        own = settings.get(OWN_LAYOUTS, {})
+        section["path"] = [
+            {"path": name}
+            | ({"source": source} if source else {})
+            | {key: value for key, value in own.get(name, {}).items() if value}
+            for name, source in inputs.items()
+        ]
     if examples.summary["rows_rejected"]:
         section |= {"on_bad_row": "reject", "max_rejected": 1.0}
     if "overlap" in lineage:

@@ -352,6 +352,32 @@ def test_config_of_the_card_leaves_room_for_trajectories_from_elsewhere(storage,
     assert subset_again(data, storage) == subset
 
 
+def test_mixture_of_layouts_loads_is_described_and_made_again_from_its_card(storage, tmp_path, monkeypatch):
+    sharegpt = [{"conversations": turns} for turns in chats("from", "value", "human", "gpt")]
+    own = [{"Task": f"Do {i}", "Answer": f"Done {i}."} for i in range(30)]
+    columns = {"question": "Task", "answer": "Answer"}
+    mixture = [
+        {"path": str(write_rows(tmp_path / "sums.jsonl", alpaca(30))), "source": "sums"},
+        {"path": str(write_rows(tmp_path / "chats.jsonl", sharegpt)), "source": "chats"},
+        {"path": str(write_input(tmp_path, "tasks.csv", own)), "source": "tasks", "columns": columns},
+    ]
+    drawn = {"method": "random_per_source", "budget": 30}
+    subset = subset_of(storage, examples={"path": mixture}, select=drawn)
+    folder = exported(subset, tmp_path)
+    for name, kept in (("sums", alpaca(30)), ("chats", sharegpt), ("tasks", own)):
+        found = loaded(folder, tmp_path, name)
+        assert found
+        assert all(row in kept for row in found)
+    info = json.loads((folder / "dataset_info.json").read_text())
+    assert {name: entry["columns"] for name, entry in info.items()} == {
+        "sums_jsonl": ALPACA["columns"],
+        "chats_jsonl": {"messages": "conversations"},
+        "tasks_csv": {"prompt": "Task", "response": "Answer"},
+    }
+    monkeypatch.chdir(tmp_path)
+    assert subset_again(config_in(folder), storage) == subset
+
+
 def test_card_names_no_licence_in_front_and_says_whose_it_is_to_name_one(subset, tmp_path):
     folder = exported(subset, tmp_path)
     assert set(front_matter(folder)) == {"pretty_name", "size_categories", "tags", "configs"}

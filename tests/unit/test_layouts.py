@@ -8,17 +8,18 @@ import pytest
 from s2l_ray.config import InputPath
 from s2l_ray.errors import ConfigError, DataError
 from s2l_ray.inputs import find_inputs
-from s2l_ray.layouts import detect_layout
+from s2l_ray.layouts import Layout, detect_layout, detect_layouts
 
 KEY = "examples.path"
 
 
 @pytest.fixture
 def put(tmp_path):
-    def write(*rows, name="rows.jsonl", source=None):
+    def write(*rows, name="rows.jsonl", source=None, layout=None, columns=None):
         path = tmp_path / name
         path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
-        return find_inputs((InputPath(path=str(path), source=source),), key=KEY)
+        entry = InputPath(path=str(path), source=source, format=layout, columns=columns)
+        return find_inputs((entry,), key=KEY)
 
     return write
 
@@ -145,21 +146,51 @@ def test_blank_files_are_data_error(put):
         detect(put("", " "))
 
 
+ALPACA = {"instruction": "a", "output": "b"}
+
+
+def detect_all(files, **columns):
+    return detect_layouts(files, "auto", columns, key=KEY)
+
+
 def test_id_column_is_used_where_every_source_has_one(put):
-    row = {"instruction": "a", "output": "b"}
-    with_id = put(row | {"id": 1}, name="a.jsonl", source="a")
-    without = put(row, name="b.jsonl", source="b")
-    assert "id" in detect(with_id).columns
-    assert "id" not in detect(with_id + without).columns
+    with_id = put(ALPACA | {"id": 1}, name="a.jsonl", source="a")
+    without = put(ALPACA, name="b.jsonl", source="b")
+    assert "id" in detect_all(with_id)["a.jsonl"].columns
+    assert not any("id" in each.columns for each in detect_all(with_id + without).values())
     with pytest.raises(DataError, match=r"b\.jsonl: column `id` is missing"):
-        detect(with_id + without, id="id")
+        detect_all(with_id + without, id="id")
 
 
-def test_sources_of_different_layouts_are_data_error_before_reading(put):
-    files = put({"instruction": "a", "output": "b"}, name="a.jsonl", source="a")
-    files += put({"prompt": "a", "completion": "b"}, name="b.jsonl", source="b")
-    with pytest.raises(DataError, match=r"b\.jsonl: column `instruction` is missing"):
-        detect(files)
+def test_id_column_that_an_entry_maps_is_used_though_others_have_none(put):
+    mapped = put(ALPACA | {"uid": 1}, name="a.jsonl", source="a", columns={"id": "uid"})
+    found = detect_all(mapped + put(ALPACA, name="b.jsonl", source="b"))
+    assert found["a.jsonl"].columns["id"] == "uid"
+    assert "id" not in found["b.jsonl"].columns
+
+
+def test_entries_of_a_mixture_are_each_laid_out_in_their_own_way(put):
+    files = put(ALPACA, name="a.jsonl", source="a")
+    files += put({"conversations": []}, name="b.jsonl", source="b")
+    files += put({"task": "a", "answer": "b"}, name="c.jsonl", columns={"question": "task"})
+    files += put({"text": "t", "question": "a", "answer": "b"}, name="d.jsonl", layout="text")
+    found = detect_all(files)
+    assert [layout.name for layout in found.values()] == ["alpaca", "sharegpt", "question_answer", "text"]
+    assert found["c.jsonl"].columns["question"] == "task"
+    # What the whole input is said to be called goes for those that say nothing of their own.
+    with pytest.raises(DataError, match=r"b\.jsonl: column `instruction` is missing.*`examples\.path\[\]\.columns: "):
+        detect_all(files, instruction="instruction")
+
+
+def test_entry_that_cannot_be_read_is_named_with_where_to_say_more(put):
+    files = put(ALPACA, name="a.jsonl", source="a") + put({"body": 1}, name="b.jsonl", source="b")
+    with pytest.raises(DataError, match=r"b\.jsonl: found the columns `body`.*`examples\.path\[\]\.columns: \{"):
+        detect_all(files)
+
+
+def test_layout_without_ids_is_otherwise_the_same():
+    layout = Layout("text", {"text": "body", "id": "uid"})
+    assert layout.without_ids() == Layout("text", {"text": "body"})
 
 
 def test_mapping_is_named_after_the_section_of_the_key(put):

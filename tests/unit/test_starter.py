@@ -54,8 +54,8 @@ def test_first_config_is_a_config_that_plans(capsys, put, tmp_path, rows, argume
 
 
 def test_first_config_fits_the_data(put):
-    look = look_at([path := put([ALPACA] * 90 + [ALPACA | {"output": "x" * 1000}] * 10)])
-    text = first_config([path], look, proxy=None, target=None)
+    look = look_at([put([ALPACA] * 90 + [ALPACA | {"output": "x" * 1000}] * 10)])
+    text = first_config(look, proxy=None, target=None)
     assert look.is_all
     assert "n_clusters: 10}" in text
     assert "max_tokens: 320" in text
@@ -64,8 +64,8 @@ def test_first_config_fits_the_data(put):
 
 
 def test_bad_rows_are_counted_and_the_first_is_named(put):
-    look = look_at([path := put([ALPACA, {"instruction": "a", "output": " "}, ALPACA])])
-    text = first_config([path], look, proxy=None, target=None)
+    look = look_at([put([ALPACA, {"instruction": "a", "output": " "}, ALPACA])])
+    text = first_config(look, proxy=None, target=None)
     assert "1 bad rows among them, the first is rows.jsonl:2: blank_output" in text
     assert "on_bad_row: reject" in text
 
@@ -74,15 +74,51 @@ def test_several_inputs_are_a_mixture_with_a_source_each(put):
     paths = [put([ALPACA | {"source": None}] * 20, "sums.jsonl"), put([ALPACA | {"source": None}] * 5, "more.jsonl")]
     look = look_at(paths)
     assert dict(look.sources) == {"sums": 20, "more": 5}
-    assert 'source: "more"' in first_config(paths, look, proxy=None, target=None)
+    assert 'source: "more"' in first_config(look, proxy=None, target=None)
+
+
+OWN_NAMES = {"Task text": "1 + 1?", "Solution: text": "2", "where": "sums"}
+NAMED = "{instruction: Task text, output: 'Solution: text', source: where}"
+
+
+def test_names_of_columns_that_are_none_of_ours_are_asked_for_and_taken(capsys, put, tmp_path):
+    path, output = put([OWN_NAMES] * 30), tmp_path / "first.yaml"
+    code, said = init(capsys, path, "--output", str(output))
+    assert (code, output.exists()) == (2, False)
+    assert "`--columns {instruction: task, output: solution}`" in " ".join(said.split())
+    code, said = init(capsys, path, "--output", str(output), "--columns", NAMED)
+    assert code == 0
+    assert "sums 30" in said
+    experiment = load_experiment(output, [f"storage={tmp_path}"])
+    assert experiment.shared.examples.columns == {
+        "instruction": "Task text", "output": "Solution: text", "source": "where",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["[a]", "instruction", "{instruction: 3}", "{instruction: {a: b}}"])
+def test_names_of_columns_that_are_no_mapping_are_refused(capsys, put, text):
+    code, said = init(capsys, put([OWN_NAMES]), "--columns", text)
+    assert code == 2
+    assert "--columns" in said
+
+
+def test_inputs_of_a_mixture_may_each_be_laid_out_in_their_own_way(capsys, put, tmp_path):
+    parts = {"sums": [ALPACA] * 20, "chats": [CHAT] * 9, "tasks": [OWN_NAMES] * 5}
+    paths, output = [put(rows, f"{name}.jsonl") for name, rows in parts.items()], tmp_path / "first.yaml"
+    code, said = init(capsys, *paths, "--output", str(output), "--columns", NAMED)
+    assert code == 0
+    assert "All 34 rows of 3 files were read" in said
+    sums, chats, tasks = load_experiment(output, [f"storage={tmp_path}"]).shared.examples.path
+    assert (sums.columns, chats.columns) == (None, None)
+    assert tasks.columns == {"instruction": "Task text", "output": "Solution: text", "source": "where"}
 
 
 def test_only_the_first_rows_of_long_data_are_read(put, monkeypatch):
     monkeypatch.setattr("s2l_ray.starter.SAMPLE_ROWS", 10)
-    look = look_at([path := put([ALPACA] * 11)])
+    look = look_at([put([ALPACA] * 11)])
     assert (len(look.examples), look.is_all) == (10, False)
-    assert "n_clusters: 100}" in first_config([path], look, proxy=None, target=None)
-    assert detect_layout(look.files, "auto", {}, key="examples.path") == look.layout
+    assert "n_clusters: 100}" in first_config(look, proxy=None, target=None)
+    assert {"rows.jsonl": detect_layout(look.files, "auto", {}, key="examples.path")} == look.layouts
 
 
 def test_file_that_is_there_is_never_overwritten(capsys, put, tmp_path):
