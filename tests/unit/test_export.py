@@ -361,13 +361,16 @@ def test_mixture_of_layouts_loads_is_described_and_made_again_from_its_card(stor
         {"path": str(write_rows(tmp_path / "chats.jsonl", sharegpt)), "source": "chats"},
         {"path": str(write_input(tmp_path, "tasks.csv", own)), "source": "tasks", "columns": columns},
     ]
-    drawn = {"method": "random_per_source", "budget": 30}
+    drawn = {"method": "random", "budget": 0.9}
     subset = subset_of(storage, examples={"path": mixture}, select=drawn)
     folder = exported(subset, tmp_path)
-    for name, kept in (("sums", alpaca(30)), ("chats", sharegpt), ("tasks", own)):
+    for name, kept in (("sums", alpaca(30)), ("chats", sharegpt)):
         found = loaded(folder, tmp_path, name)
         assert found
         assert all(row in kept for row in found)
+    found = pa.csv.read_csv(folder / "data" / "tasks.csv").to_pylist()
+    assert found
+    assert all(row in own for row in found)
     info = json.loads((folder / "dataset_info.json").read_text())
     assert {name: entry["columns"] for name, entry in info.items()} == {
         "sums_jsonl": ALPACA["columns"],
