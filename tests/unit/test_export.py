@@ -373,7 +373,7 @@ def test_mixture_of_layouts_loads_is_described_and_made_again_from_its_card(stor
     assert all(row in own for row in found)
     info = json.loads((folder / "dataset_info.json").read_text())
     assert {name: entry["columns"] for name, entry in info.items()} == {
-        "sums_jsonl": ALPACA["columns"],
+        "sums_jsonl": {"prompt": "instruction", "response": "output"},
         "chats_jsonl": {"messages": "conversations"},
         "tasks_csv": {"prompt": "Task", "response": "Answer"},
     }
