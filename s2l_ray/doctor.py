@@ -253,7 +253,8 @@ def examine_experiment(experiment: Experiment) -> Iterator[Finding]:
         found, _, advice = line.partition(". ")
         yield Finding("package", "problem", found, advice)
     yield from _metrics(experiment)
-    models = {config.model for arm in experiment.arms.values() for config in (arm.proxy, arm.target)}
+    sections = [each for arm in experiment.arms.values() for each in (arm.proxy, arm.target, arm.evaluate.encoder)]
+    models = {section.model for section in sections if section is not None}
     for model in sorted(name for name in models if isinstance(name, str)):
         yield _model(model)
 

@@ -4,11 +4,22 @@ import argparse
 import json
 import sys
 
-from tests.benchmarks import kmeans, scoring, sweep
+from tests.benchmarks import finetuning, kmeans, scale, scoring, sweep
 from tests.benchmarks.harness import Ratio, peaks
 
 BENCHMARKS = {
-    benchmark.name: benchmark for benchmark in (scoring.BENCHMARK, kmeans.BENCHMARK, kmeans.LARGE, sweep.BENCHMARK)
+    benchmark.name: benchmark
+    for benchmark in (
+        scoring.BENCHMARK,
+        finetuning.BENCHMARK,
+        kmeans.BENCHMARK,
+        kmeans.LARGE,
+        scale.READING,
+        scale.READING_LARGE,
+        scale.SELECTING,
+        scale.SELECTING_LARGE,
+        sweep.BENCHMARK,
+    )
 }
 
 
