@@ -24,6 +24,7 @@ from s2l_ray.clustering.partition import share_clusters, window_columns
 from s2l_ray.config import ClusterConfig, PoolResources, ResourcesConfig
 from s2l_ray.draws import Draws, occurrences
 from s2l_ray.errors import DataError
+from s2l_ray.labels import coded
 from s2l_ray.log import Task, display
 from s2l_ray.stages import metrics
 from s2l_ray.stages.capacity import remote_options
@@ -50,13 +51,13 @@ class Rows:
     Attributes:
         example_id_N: int64 [N].
         draw_N: uint64 [N], the hash that orders the rows for the start.
-        stratum_N: object [N].
+        stratum_N: int32 [N], number of its stratum.
         feature_NT: float32 [N, T], what is clustered: losses at the checkpoints of the window, or hidden states.
     """
 
     example_id_N: NDArray[np.int64]
     draw_N: NDArray[np.uint64]
-    stratum_N: NDArray[np.object_]
+    stratum_N: NDArray[np.int32]
     feature_NT: NDArray[np.float32]
 
     def where(self, mask_N: NDArray[np.bool_]) -> "Rows":
@@ -108,20 +109,22 @@ def cluster_trajectories(
         ConfigError: the guard has a single checkpoint to go by.
         DataError: a loss is NaN or infinite, or the guard leaves no row.
     """
-    rows, guarded = _read(inputs, config, seed)
-    strata, size_S = np.unique(rows.stratum_N.astype(str), return_counts=True)
+    strata, rows, guarded = _read(inputs, config, seed)
+    size_S = np.bincount(rows.stratum_N, minlength=len(strata))
+    # The guard may have left nothing of a stratum.
+    there = np.flatnonzero(size_S)
     n_clusters_S = (
-        share_clusters(size_S, config.n_clusters)
+        share_clusters(size_S[there], config.n_clusters)
         if config.n_clusters_per == "pool"
-        else np.full(len(strata), config.n_clusters)
+        else np.full(len(there), config.n_clusters)
     )
     clustered = []
-    with display.progress("cluster", len(strata) * config.max_iter, "iterations") as progress:
-        for index, (stratum, n_clusters) in enumerate(zip(strata.tolist(), n_clusters_S.tolist(), strict=True)):
-            part = rows.where(rows.stratum_N == stratum)
+    with display.progress("cluster", len(there) * config.max_iter, "iterations") as progress:
+        for index, (stratum, n_clusters) in enumerate(zip(there.tolist(), n_clusters_S.tolist(), strict=True)):
+            part = rows if len(there) == 1 else rows.where(rows.stratum_N == stratum)
             progress.update(index * config.max_iter)
             work = _Work(config, resources.cluster_trajectories, seed, progress)
-            clustered.append(_cluster(stratum, part, n_clusters, work))
+            clustered.append(_cluster(strata[stratum], part, n_clusters, work))
     assignments = pa.concat_tables([_assignments(c) for c in clustered]).sort_by("example_id")
     centroids = schemas.centroids(rows.feature_NT.shape[1])
     records = [
@@ -135,24 +138,24 @@ def cluster_trajectories(
         "rows": len(rows.example_id_N),
         **(_guard_summary(guarded) if guarded is not None else {}),
         "n_clusters": sum(len(c.centroid_KT) for c in clustered),
-        "strata": len(strata),
+        "strata": len(there),
         "inertia": float(sum(c.assignment.sq_distance.sum() for c in clustered)),
         "converged": all(c.converged for c in clustered),
     }
     return StageResult(records, summary)
 
 
-def _read(inputs: Inputs, config: ClusterConfig, seed: int) -> tuple[Rows, Guarded | None]:
+def _read(inputs: Inputs, config: ClusterConfig, seed: int) -> tuple[list[str], Rows, Guarded | None]:
+    """Return the names of the strata, the rows to cluster, and what the guard found."""
     table = inputs.trajectories.read_table("trajectories-").sort_by("example_id")
     loss_NT = schemas.matrix(table, "loss")
     example_id_N = table.column("example_id").to_numpy()
     seeding.validate_trajectories(loss_NT, example_id_N)
     draws = Draws.of(inputs.examples.read_table("examples-", list(Draws.COLUMNS)), seed).take(example_id_N)
     if config.stratify_by == "source":
-        sources = table.column("source").to_numpy(zero_copy_only=False)
-        stratum_N = np.array([source or "" for source in sources], dtype=object)
+        strata, stratum_N = coded(table.column("source").fill_null(""))
     else:
-        stratum_N = np.full(len(table), ALL, dtype=object)
+        strata, stratum_N = [ALL], np.zeros(len(table), np.int32)
     if inputs.hidden_states is None:
         feature_NT = loss_NT[:, window_columns(config.window, loss_NT.shape[1])]
     else:
@@ -161,11 +164,11 @@ def _read(inputs: Inputs, config: ClusterConfig, seed: int) -> tuple[Rows, Guard
         )
     rows = Rows(example_id_N, draws.draw_N, stratum_N, feature_NT)
     if config.guard is None:
-        return rows, None
+        return strata, rows, None
     occurrence_N = occurrences(draws.content_hash_N, example_id_N)
     found = set_aside(table.column("loss_initial").to_numpy(), loss_NT, occurrence_N, config.guard)
     _judge_guard(found)
-    return rows.where(found.kept_N), Guarded(example_id_N, loss_NT, found)
+    return strata, rows.where(found.kept_N), Guarded(example_id_N, loss_NT, found)
 
 
 def _judge_guard(found: SetAside) -> None:
@@ -292,7 +295,7 @@ def _assignments(clustered: Clustered) -> pa.Table:
     return pa.table(
         {
             "example_id": clustered.rows.example_id_N,
-            "stratum": [clustered.stratum] * len(clustered.rows.example_id_N),
+            "stratum": pa.repeat(pa.scalar(clustered.stratum, pa.string()), len(clustered.rows.example_id_N)),
             "cluster_id": clustered.assignment.labels,
             "distance": clustered.assignment.sq_distance,
         },

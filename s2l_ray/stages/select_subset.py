@@ -3,9 +3,10 @@
 Every selector is a ranking of the pool (the rows that both models can be trained on); a budget takes a prefix of it.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +22,7 @@ from s2l_ray.examples import location
 from s2l_ray.facility_location import facility_location_rank
 from s2l_ray.input_files import InputFile, check_unchanged
 from s2l_ray.inputs import find_inputs
+from s2l_ray.labels import NONE, coded, labelled
 from s2l_ray.log import display
 from s2l_ray.raw_rows import copy_rows
 from s2l_ray.sampling import (
@@ -72,25 +74,33 @@ class Inputs:
 
 
 @dataclass(frozen=True)
+class Names:
+    """What the numbers of sources and strata stand for."""
+
+    sources: list[str]
+    strata: list[str]
+
+
+@dataclass(frozen=True)
 class Pool:
     """The rows to choose from, in order of id.
 
     Attributes:
         example_id_N: int64 [N].
         draw_N: uint64 [N].
-        source_N: object [N], None where a row has no source.
+        source_N: int32 [N], number of its source, -1 where a row has none.
         target_tokens_N: int64 [N], tokens of the whole example for the target.
         response_tokens_N: int64 [N], response tokens for the target.
-        stratum_N: object [N], None where a row is in no cluster.
+        stratum_N: int32 [N], number of its stratum, -1 where a row is in no cluster.
         cluster_id_N: int32 [N], -1 where a row is in no cluster.
     """
 
     example_id_N: NDArray[np.int64]
     draw_N: NDArray[np.uint64]
-    source_N: NDArray[np.object_]
+    source_N: NDArray[np.int32]
     target_tokens_N: NDArray[np.int64]
     response_tokens_N: NDArray[np.int64]
-    stratum_N: NDArray[np.object_]
+    stratum_N: NDArray[np.int32]
     cluster_id_N: NDArray[np.int32]
 
     def __len__(self) -> int:
@@ -109,13 +119,13 @@ def select_subset(
     Raises:
         ConfigError: the budget does not fit the pool, or what the guard leaves of it.
     """
-    pool = _read_pool(inputs, seed)
+    pool, names = _read_pool(inputs, seed)
     # Only the guard keeps a row of the pool out of the clusters.
     candidates = pool if inputs.clusters is None else pool.where(pool.cluster_id_N >= 0)
     budget = parse_budget(1.0 if config.select.method == "full" else config.select.budget)
     n_wanted = None if budget.kind == "tokens" else rows_in_budget(budget, len(pool))
     _check_left(n_wanted, len(pool), len(candidates))
-    rank_N = _rank(candidates, config.select, inputs, len(candidates) if n_wanted is None else n_wanted)
+    rank_N = _rank(candidates, names, config.select, inputs, len(candidates) if n_wanted is None else n_wanted)
     order = order_of(rank_N)
     n_rows = n_wanted or rows_in_budget(budget, len(candidates), candidates.target_tokens_N[order])
     taken = np.zeros(len(candidates), bool)
@@ -124,7 +134,7 @@ def select_subset(
     table = pa.table(
         {
             "example_id": chosen.example_id_N,
-            "stratum": pa.array(chosen.stratum_N, pa.string()),
+            "stratum": labelled(chosen.stratum_N, names.strata),
             "cluster_id": pa.array(chosen.cluster_id_N, mask=chosen.cluster_id_N < 0),
             "rank": rank_N[taken],
             "reason": [REASONS[config.select.method]] * len(chosen),
@@ -144,7 +154,7 @@ def select_subset(
             "rows_set_aside": len(pool) - len(candidates),
             "target_tokens": int(chosen.target_tokens_N.sum()),
             "target_response_tokens": int(chosen.response_tokens_N.sum()),
-            "rows_per_source": _counts(chosen.source_N),
+            "rows_per_source": _counts(chosen.source_N, names.sources),
         },
     )
 
@@ -157,22 +167,23 @@ def _check_left(n_wanted: int | None, n_pool: int, n_left: int) -> None:
         )
 
 
-def _read_pool(inputs: Inputs, seed: int) -> Pool:
+def _read_pool(inputs: Inputs, seed: int) -> tuple[Pool, Names]:
     examples = inputs.examples.read_table("examples-", ["example_id", "content_hash", "source"]).sort_by("example_id")
     id_N = examples.column("example_id").to_numpy()
     draw_N = Draws.of(examples, seed).draw_N
     lengths, responses, in_pool = _token_counts(inputs, id_N)
-    stratum_N = np.full(len(id_N), None, dtype=object)
+    strata, stratum_N = list[str](), np.full(len(id_N), NONE, dtype=np.int32)
     cluster_id_N = np.full(len(id_N), -1, dtype=np.int32)
     if inputs.clusters is not None:
         table = inputs.clusters.read_table("assignments-", ["example_id", "stratum", "cluster_id"])
         position = np.searchsorted(id_N, table.column("example_id").to_numpy())
-        stratum_N[position] = table.column("stratum").to_numpy(zero_copy_only=False)
+        strata, stratum_N[position] = coded(table.column("stratum"))
         cluster_id_N[position] = table.column("cluster_id").to_numpy()
-    source_N = examples.column("source").to_numpy(zero_copy_only=False).astype(object)
+    sources, source_N = coded(examples.column("source"))
     if not in_pool.any():
         raise DataError("no row has response tokens for both proxy and target. Raise tokens.max_tokens.")
-    return Pool(id_N, draw_N, source_N, lengths, responses, stratum_N, cluster_id_N).where(in_pool)
+    pool = Pool(id_N, draw_N, source_N, lengths, responses, stratum_N, cluster_id_N)
+    return pool.where(in_pool), Names(sources, strata)
 
 
 def _token_counts(
@@ -196,12 +207,12 @@ def _token_counts(
     return lengths, responses, in_pool
 
 
-def _rank(pool: Pool, select: SelectConfig, inputs: Inputs, n_wanted: int) -> NDArray[np.int64]:
+def _rank(pool: Pool, names: Names, select: SelectConfig, inputs: Inputs, n_wanted: int) -> NDArray[np.int64]:
     draw_N, tie_N = pool.draw_N, pool.example_id_N
     match select.method:
         case "paper" | "guarded" | "embedding_kmeans":
             cluster_N = cluster_keys(pool.stratum_N, pool.cluster_id_N)
-            return balanced_rank(cluster_N, draw_N, tie_N, select.quota_exponent or 0.0, _earlier(pool, inputs))
+            return balanced_rank(cluster_N, draw_N, tie_N, select.quota_exponent or 0.0, _earlier(pool, names, inputs))
         case "official":
             return official_rank(pool.source_N, pool.cluster_id_N, draw_N, tie_N)
         case "random_per_source":
@@ -214,14 +225,15 @@ def _rank(pool: Pool, select: SelectConfig, inputs: Inputs, n_wanted: int) -> ND
             return score_rank(_score(pool, select.method, inputs), draw_N, tie_N)
 
 
-def _earlier(pool: Pool, inputs: Inputs) -> Earlier | None:
+def _earlier(pool: Pool, names: Names, inputs: Inputs) -> Earlier | None:
     """Count what each row's cluster held and gave before the rows came."""
     if inputs.frozen is None or inputs.taken is None:
         return None
+    stratum_N = np.array([*names.strata, None], dtype=object)[pool.stratum_N]
     counts = []
     for artifact, prefix in ((inputs.frozen, "assignments-"), (inputs.taken, "subset.parquet")):
         table = artifact.read_table(prefix, ["stratum", "cluster_id"])
-        strata = np.concatenate([pool.stratum_N, table.column("stratum").to_numpy(zero_copy_only=False)])
+        strata = np.concatenate([stratum_N, table.column("stratum").to_numpy(zero_copy_only=False)])
         key_N = cluster_keys(strata, np.concatenate([pool.cluster_id_N, table.column("cluster_id").to_numpy()]))
         earlier_K = np.bincount(key_N[len(pool) :], minlength=int(key_N.max()) + 1)
         counts.append(earlier_K[key_N[: len(pool)]])
@@ -271,7 +283,10 @@ def _copy_rows(
     return records
 
 
-def _counts(values: NDArray[np.object_]) -> Mapping[str, int]:
-    names, counts = np.unique([v or "" for v in values], return_counts=True)
-    found: dict[str, Any] = dict(zip(names.tolist(), counts.tolist(), strict=True))
-    return found
+def _counts(code_N: NDArray[np.int32], names: list[str]) -> Mapping[str, int]:
+    # Rows without a source are the last.
+    count_S = np.bincount(code_N % (len(names) + 1), minlength=len(names) + 1)
+    counts: Counter[str] = Counter()
+    for name, count in zip([*names, ""], count_S.tolist(), strict=True):
+        counts[name] += count
+    return {name: count for name, count in sorted(counts.items()) if count}

@@ -30,7 +30,7 @@ def measure(n: int) -> Iterator[Ratio]:
 
     loss_NT, id_N = trajectories(n), np.arange(n)
     start_KT = seeding.initial_centroids(loss_NT[:65_536], K, 0)
-    rows = Rows(id_N, id_N.astype(np.uint64), np.full(n, "all", dtype=object), loss_NT)
+    rows = Rows(id_N, id_N.astype(np.uint64), np.zeros(n, np.int32), loss_NT)
     runtime.connect(ResourcesConfig())
     try:
         blocks = _Blocks(rows, PoolResources(actors=(1, THREADS)))

@@ -82,7 +82,7 @@ def test_labels_and_inertia_equal_scikit_learn_from_the_same_start(bench: Bench,
     found = bench.run(stage.cluster_trajectories, inputs, ClusterConfig(n_clusters=K, max_iter=20))
     table = inputs.trajectories.read_table("trajectories-").sort_by("example_id")
     loss_NT = np.stack(table.column("loss").to_numpy()).astype(np.float64)
-    rows, _ = stage._read(inputs, ClusterConfig(n_clusters=K), 0)
+    _, rows, _ = stage._read(inputs, ClusterConfig(n_clusters=K), 0)
     order = np.lexsort((rows.example_id_N, rows.draw_N))
     start_KT = seeding.initial_centroids(rows.feature_NT[order], K, 0)
     peer = KMeans(K, init=start_KT, n_init=1, max_iter=20, tol=0, algorithm="lloyd").fit(loss_NT)
