@@ -12,7 +12,7 @@ from tests.conftest import command, run_s2l, write_config
 from tests.faults.test_kills import WAIT_SECONDS, manifests
 from tests.nodes import Nodes
 
-pytestmark = [pytest.mark.faults, pytest.mark.slow]
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(900)]
 
 SPOT = {"custom": {"spot": 1}, "max_failures": 0, "checkpoint_every": 10**6}
 """No failure is forgiven, and no checkpoint is due before the end: what is gone on from was saved on notice."""
