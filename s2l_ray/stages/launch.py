@@ -15,6 +15,7 @@ from s2l_ray.errors import S2LError, StageFailed, decode_error, encode_error
 from s2l_ray.log import display
 from s2l_ray.stages.capacity import remote_options
 from s2l_ray.stages.runtime import limit_threads
+from s2l_ray.stages.shared_storage import check_sign, leave_sign
 
 PROGRESS_SECONDS = 0.5
 PROGRESS, NOTICE, FAILURE = "progress", "notice", "failure"
@@ -41,6 +42,7 @@ def train(run: TrainingRun, output: StagedOutput, resources: TrainResources) -> 
     import ray.train
 
     _take_failure(output)
+    leave_sign(output)
     launch = _train_in_task if resources.launcher == "task" else _train_on_gang
     with _shown_progress(run, output):
         try:
@@ -125,6 +127,7 @@ def _training_task(config: dict[str, Any], fail_together: bool = False) -> None:
     if _told(output, FAILURE) is not None:
         return  # Ray tries again after any failure; an error of ours would only come again.
     try:
+        check_sign(output)
         run.function(run.job)
     except S2LError as error:
         _tell(output, FAILURE, encode_error(error))

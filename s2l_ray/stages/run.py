@@ -67,10 +67,11 @@ class Runner:
         todo = [state.node for state in states if state.artifact is None]
         if todo:
             from s2l_ray.stages import runtime
+            from s2l_ray.stages.shared_storage import check_shared
 
             self._storage.check_writable()
             is_ours = runtime.connect(self._resources)
-            runtime.check_shared(self._storage)
+            check_shared(self._storage)
             self._run_nodes(todo)
             if is_ours:
                 runtime.disconnect()

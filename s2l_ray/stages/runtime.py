@@ -1,11 +1,9 @@
-"""Ray: joining or starting it, leaving it, and what its nodes must share."""
+"""Ray: joining or starting it, and leaving it."""
 
-import functools
 import logging
 import os
 import signal
 import threading
-import uuid
 from contextlib import suppress
 from typing import Any
 
@@ -13,12 +11,7 @@ import ray
 
 from s2l_ray.config import ResourcesConfig
 from s2l_ray.errors import ConfigError, StageFailed
-from s2l_ray.log import display
 from s2l_ray.stages.capacity import check_capacity
-from s2l_ray.storage import Storage
-
-SHARED_SECONDS = 60.0
-"""How long the other nodes may take to say whether they see the storage."""
 
 NOISE = (
     *("ray.data", "ray.data._internal.progress", "ray.train", "ray.tune", "ray._private.authentication"),
@@ -120,60 +113,3 @@ def limit_threads(threads: int) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(threads)
-
-
-@functools.cache
-def check_shared(storage: Storage) -> None:
-    """Refuse a local path as storage where it is not one and the same folder on every node that is there now.
-
-    Raises:
-        ConfigError: a node does not see what was written here, or cannot write there.
-    """
-    here = ray.get_runtime_context().get_node_id()
-    others = {node["NodeID"]: node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here}
-    if not storage.is_local or not others:
-        return
-    probe = f"shared-test-{uuid.uuid4().hex}"
-    storage.write_bytes(b"", probe)
-    try:
-        pending = {_look_for(node, storage, probe): node for node in others}
-        silent = len(pending)
-        for answer in ray.wait(list(pending), num_returns=len(pending), timeout=SHARED_SECONDS)[0]:
-            try:
-                problem = ray.get(answer)
-            except ray.exceptions.RayError:
-                continue  # the node has left, or cannot run anything of ours: later stages will say which
-            silent -= 1
-            if problem:
-                node = others[pending[answer]]["NodeManagerAddress"]
-                raise ConfigError(
-                    f"storage {storage.uri}: the node {node} {problem}. Expected one folder that every node shares, "
-                    "as on NFS. Set `storage` (or --storage) to such a folder or to a URI such as s3://bucket/dir."
-                )
-        if silent:
-            display.warn(
-                f"{silent} of {len(others)} other nodes did not say within {SHARED_SECONDS:.0f} s whether "
-                f"{storage.uri} is one folder on all of them, as it must be"
-            )
-    finally:
-        storage.delete_file(probe)
-
-
-def _look_for(node: str, storage: Storage, probe: str) -> Any:
-    """Ask a node what is wrong with its view of the storage; the answer is empty where nothing is."""
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    task = ray.remote(_problem_with).options(
-        name="check storage", num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
-    )
-    return task.remote(storage, probe)
-
-
-def _problem_with(storage: Storage, probe: str) -> str:
-    if storage.read_bytes(probe) is None:
-        return "does not see what was written to it here"
-    try:
-        storage.check_writable()
-    except ConfigError as error:
-        return f"sees it but cannot write there ({error})"
-    return ""

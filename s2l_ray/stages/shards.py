@@ -16,6 +16,7 @@ from s2l_ray.log import display
 from s2l_ray.stages import metrics
 from s2l_ray.stages.capacity import remote_options
 from s2l_ray.stages.runtime import limit_threads, quieten
+from s2l_ray.stages.shared_storage import check_sign, leave_sign
 
 _ray_lock = threading.RLock()
 """Stages that run side by side share the settings of Ray Data."""
@@ -113,6 +114,7 @@ def map_shards(
     receipts = {shard.piece: kept for shard in shards if (kept := output.finished(shard.piece)) is not None}
     todo = [shard for shard in shards if shard.piece not in receipts]
     size = {shard.piece: shard.rows for shard in shards}
+    leave_sign(output)
     with display.progress(label, sum(size.values()), unit) as progress:
         done = sum(size[piece] for piece in receipts)
         progress.update(done)
@@ -171,6 +173,7 @@ def _run_shard(
     limit_threads(threads)
     shard = ray.get(shards)[row["id"]]
     try:
+        check_sign(output)
         records, note = work(shard)
         output.keep(shard.piece, records, note)
     except S2LError as error:
