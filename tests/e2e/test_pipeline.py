@@ -197,7 +197,7 @@ def test_scores_are_means_of_the_predictions_per_skill_and_source(run: Run) -> N
 def test_bleu_is_that_of_all_rows_together(run: Run) -> None:
     predictions, scores = run.table("scores", "predictions").to_pandas(), run.table("scores", "scores.parquet")
     rows = run.table("eval_examples", "examples-").to_pandas().set_index("example_id").loc[predictions["example_id"]]
-    references = [turns[-1]["text"] for turns in rows["turns"]]
+    references = [turns[-1]["content"] for turns in rows["turns"]]
     expected = corpus_bleu(predictions["prediction"].tolist(), [references]).score / 100
     (found,) = (row for row in scores.to_pylist() if row["metric"] == "bleu" and row["group_by"] == "all")
     assert (found["value"], found["rows"]) == (pytest.approx(expected, abs=1e-12), 40)

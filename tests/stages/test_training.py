@@ -119,7 +119,8 @@ def test_scores_do_not_depend_on_the_number_of_workers(
     assert len(digests) == 1
 
 
-@pytest.mark.parametrize("zero_stage", [0, 3])
+# Both are also tried as two bare processes, with ZeRO 1 and 2, where engines are tested.
+@pytest.mark.parametrize("zero_stage", [pytest.param(0, marks=pytest.mark.slow), 3])
 def test_deepspeed_on_two_workers_has_the_losses_of_plain_torch(
     prepared: Prepared, config: Config, plain_target: Artifact, zero_stage: int
 ) -> None:
