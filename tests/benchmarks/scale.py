@@ -2,6 +2,8 @@
 
 import json
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +78,7 @@ class Selected:
     clustering: float
     selecting: float
     grown: float
-    """Of the driver's memory [MiB], at the end."""
+    """Most that the driver's memory grew meanwhile [MiB]."""
 
 
 def measure_selecting(sizes: tuple[int, ...]) -> Iterator[Ratio]:
@@ -92,20 +94,19 @@ def measure_selecting(sizes: tuple[int, ...]) -> Iterator[Ratio]:
         for name in ("clustering", "selecting"):
             ours, theirs = (1e6 * getattr(one, name) / one.rows for one in (each, first))
             yield Ratio(f"{name} {work}", peer, ours, theirs, "us per row")
-        yield Ratio("the driver's memory at its end", peer, each.grown, first.grown, "MiB more than at its start")
+        losses = each.rows * T * 4 / MIB
+        yield Ratio(f"the driver's memory, {each.rows:,} trajectories", "their losses", each.grown, losses, "MiB")
 
 
 def _select(folder: Path, rows: int) -> Selected:
-    import time
-
     storage, resources = Storage(str(folder / "storage")), ResourcesConfig()
     config = Config.model_validate({"examples": {"path": "x"}, "proxy": {"model": FRESH}, "target": {"model": FRESH}})
     files = _raw(folder / "rows.jsonl", rows)
     examples, tokens, losses = (_made(storage, name, rows) for name in ("examples", "tokens", "trajectories"))
     runtime.connect(resources)
-    process = psutil.Process()
-    before, started = process.memory_info().rss, time.perf_counter()
+    started = time.perf_counter()
     try:
+        memory = _Peak()
         output = begin(storage, "clusters", "c" * 32)
         assert output is not None
         inputs = cluster_trajectories.Inputs(trajectories=losses, examples=examples)
@@ -119,10 +120,31 @@ def _select(folder: Path, rows: int) -> Selected:
         settings = SelectSettings(config.select.model_copy(update={"budget": 0.1}), files)
         select_subset.select_subset(chosen, settings, resources, output, seed=0)
         ended = time.perf_counter()
-        grown = (process.memory_info().rss - before) / MIB
+        grown = memory.stop() / MIB
     finally:
         runtime.disconnect()
     return Selected(rows, clustered - started, ended - clustered, grown)
+
+
+class _Peak:
+    """Looks at this process's memory some times a second."""
+
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+        self._before = self._most = self._process.memory_info().rss
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+
+    def _look(self) -> None:
+        while not self._is_over.wait(0.1):
+            self._most = max(self._most, self._process.memory_info().rss)
+
+    def stop(self) -> int:
+        """Return by how much it grew at most [bytes]."""
+        self._is_over.set()
+        self._thread.join()
+        return self._most - self._before
 
 
 def _raw(path: Path, rows: int) -> tuple[InputFile, ...]:
