@@ -20,7 +20,7 @@ from s2l_ray.log import duration
 from s2l_ray.sampling import parse_budget, rows_in_budget
 from s2l_ray.training import checkpoint_steps, matched_rows, rows_for, steps_for
 
-STAGES = ("train_proxy", "score_examples", "embed_examples", "finetune_target")
+MODEL_STAGES = ("train_proxy", "score_examples", "embed_examples", "finetune_target")
 """The stages whose time is the models'."""
 UNITS = ("GPU hours", "CPU hours")
 WEIGHT, GRADIENT, MOMENTS = 4, 4, 8
@@ -107,7 +107,7 @@ def task_of(node: Node, tokens: Artifact, demand: Demand, workers: int) -> Task:
     """Return what a node that is to be made asks of a model.
 
     Args:
-        node: of one of `STAGES`.
+        node: of one of `MODEL_STAGES`.
         tokens: what it reads.
         demand: what its stage asks of the cluster.
         workers: how many will share the work.

@@ -18,7 +18,7 @@ from s2l_ray.computation import recompute_activations, set_attention
 from s2l_ray.config import FreshModel, LoraConfig, PoolResources, ResourcesConfig, TargetConfig, TrainResources
 from s2l_ray.engines import EngineSettings, TorchEngine
 from s2l_ray.errors import S2LError, decode_error, encode_error
-from s2l_ray.estimates import STAGES, Estimate, Pace, Task, estimates, state_bytes, task_of
+from s2l_ray.estimates import MODEL_STAGES, Estimate, Pace, Task, estimates, state_bytes, task_of
 from s2l_ray.graph import Node, Pipeline
 from s2l_ray.log import display
 from s2l_ray.losses import mean_losses, response_loss_module
@@ -78,7 +78,7 @@ def probe(
     """
     probes: dict[str, Probe] = {}
     for node in missing:
-        if node.stage in STAGES:
+        if node.stage in MODEL_STAGES:
             probes[pipeline.label(node)] = _probe_of(node, artifacts, resources, seconds)
     paces: dict[str, Pace] = {}
     known: dict[str, Pace] = {}
