@@ -40,6 +40,7 @@ class InputFile:
         modified_ns: time of the last change [ns since 1970]; 0 where the filesystem does not say.
         source: from the entry of a mixture.
         compression: of the whole file; Parquet and Arrow compress within and have none.
+        entry: place of its entry in a mixture.
         layout: how its rows are laid out, where the entry of a mixture says so.
         columns: our name -> the data's column, where the entry of a mixture says so.
     """
@@ -52,6 +53,7 @@ class InputFile:
     modified_ns: int
     source: str | None
     compression: Compression | None = None
+    entry: int = 0
     layout: str | None = None
     columns: Mapping[str, str] | None = field(default=None, hash=False)
 

@@ -51,7 +51,10 @@ def find_inputs(
     keys = [key] if isinstance(path, str) else [f"{key}[{i}].path" for i in range(len(entries))]
     if not entries:
         raise ConfigError(f"{key}: found an empty list, expected at least one `{{path, source}}` entry.")
-    found = [_find_reachable(entry, where) for entry, where in zip(entries, keys, strict=True)]
+    found = [
+        [replace(file, entry=place) for file in _find_reachable(entry, where)]
+        for place, (entry, where) in enumerate(zip(entries, keys, strict=True))
+    ]
     _check_no_file_twice(found, key)
     files = sorted((file for group in _unique_names(found) for file in group), key=lambda file: file.name)
     if len(files) > MAX_FILES:

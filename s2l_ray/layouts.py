@@ -95,7 +95,7 @@ def detect_layouts(
     """
     entries: dict[str, list[InputFile]] = {}
     for file in files:
-        entries.setdefault(repr((file.source, file.layout, file.columns)), []).append(file)
+        entries.setdefault(repr((file.entry, file.source, file.layout, file.columns)), []).append(file)
     mapping = mapping or (f"{_section(key)}.columns:" if len(entries) == 1 else f"{key}[].columns:")
     found: list[tuple[list[InputFile], Mapping[str, str], Layout]] = []
     for group in entries.values():

@@ -182,6 +182,13 @@ def test_entries_of_a_mixture_are_each_laid_out_in_their_own_way(put):
         detect_all(files, instruction="instruction")
 
 
+def test_entries_without_a_source_are_told_apart_all_the_same(tmp_path):
+    for name, row in (("a.jsonl", ALPACA), ("b.jsonl", {"question": "a", "answer": "b"})):
+        (tmp_path / name).write_text(json.dumps(row) + "\n")
+    files = find_inputs(tuple(InputPath(path=str(tmp_path / name)) for name in ("a.jsonl", "b.jsonl")), key=KEY)
+    assert [layout.name for layout in detect_all(files).values()] == ["alpaca", "question_answer"]
+
+
 def test_entry_that_cannot_be_read_is_named_with_where_to_say_more(put):
     files = put(ALPACA, name="a.jsonl", source="a") + put({"body": 1}, name="b.jsonl", source="b")
     with pytest.raises(DataError, match=r"b\.jsonl: found the columns `body`.*`examples\.path\[\]\.columns: \{"):
