@@ -53,7 +53,7 @@ class InputFile:
     modified_ns: int
     source: str | None
     compression: Compression | None = None
-    entry: int = 0
+    entry: int = field(default=0, compare=False)
     layout: str | None = None
     columns: Mapping[str, str] | None = field(default=None, hash=False)
 
