@@ -9,7 +9,6 @@ Sources:
     The longest common subsequence by bit vectors: Hyyro 2004.
 """
 
-import importlib.util
 import math
 import re
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from s2l_ray.errors import ConfigError
+from s2l_ray.judging.packages import check_package
 from s2l_ray.scoring import Mean
 
 PACKAGE = "sacrebleu"
@@ -40,11 +39,7 @@ def check_installed() -> None:
     Raises:
         ConfigError: it is not installed.
     """
-    if importlib.util.find_spec(PACKAGE) is None:
-        raise ConfigError(
-            "evaluate.metrics: bleu needs the package sacrebleu, which is not installed. Install it with "
-            "`pip install 's2l-ray[summaries]'`, also where Ray's workers run, or leave the metric out."
-        )
+    check_package(PACKAGE, name="sacrebleu", extra="summaries", asked="bleu")
 
 
 def bleu_counts(reference: str, answer: str) -> list[int]:

@@ -5,7 +5,6 @@ a new one started for the next. A comparison that had no end counts as not equal
 Source: https://github.com/huggingface/Math-Verify
 """
 
-import importlib.util
 import json
 import selectors
 import subprocess
@@ -13,7 +12,8 @@ import sys
 from functools import lru_cache
 from pathlib import Path
 
-from s2l_ray.errors import ConfigError, StageFailed
+from s2l_ray.errors import StageFailed
+from s2l_ray.judging.packages import check_package
 from s2l_ray.judging.plain_math import latex
 
 PACKAGE = "math_verify"
@@ -31,11 +31,7 @@ def check_installed() -> None:
     Raises:
         ConfigError: it is not installed.
     """
-    if importlib.util.find_spec(PACKAGE) is None:
-        raise ConfigError(
-            "evaluate.metrics: judging mathematics needs the package math-verify, which is not installed. Install it "
-            "with `pip install 's2l-ray[math]'`, also where Ray's workers run, or leave the metric out."
-        )
+    check_package(PACKAGE, name="math-verify", extra="math", asked="judging mathematics")
 
 
 class MathVerify:

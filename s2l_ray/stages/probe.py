@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import ray
 
-from s2l_ray.adapters import add_adapter
 from s2l_ray.artifacts import Artifact
 from s2l_ray.computation import recompute_activations, set_attention
 from s2l_ray.config import FreshModel, LoraConfig, PoolResources, ResourcesConfig, TargetConfig, TrainResources
@@ -22,10 +21,11 @@ from s2l_ray.estimates import MODEL_STAGES, Estimate, Pace, Task, estimates, sta
 from s2l_ray.graph import Node, Pipeline
 from s2l_ray.log import display
 from s2l_ray.losses import mean_losses, response_loss_module
-from s2l_ray.models import build_model, device_and_precision, fresh_config
+from s2l_ray.models import device_and_precision, fresh_config
 from s2l_ray.pretrained import pretrained_folder
 from s2l_ray.stages.capacity import Autoscaler, remote_options, total_cpus, wait_for
 from s2l_ray.stages.runtime import limit_threads
+from s2l_ray.stages.train_worker import build_trainable
 from s2l_ray.token_rows import TokenRows
 from s2l_ray.training import BatchOrder, Share
 
@@ -154,17 +154,9 @@ def measured(each: Probe) -> Pace:
     unmeasured = Pace(parameters, 0 if each.lora else parameters, None, None)
     if state_bytes(task, unmeasured) > _free_bytes(device):
         return unmeasured
-    summary = each.tokenizer.summary
-    model = build_model(
-        task.model,
-        key=task.key,
-        vocab_size=summary["vocab_size"],
-        max_tokens=each.max_tokens,
-        eos_id=summary["eos_id"],
-        seed=0,
+    model = build_trainable(
+        task.model, each.lora, key=task.key, tokenizer=each.tokenizer, max_tokens=each.max_tokens, seed=0
     )
-    if each.lora is not None:
-        add_adapter(model, each.lora, 0)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     rows = TokenRows.from_table(each.tokens.read_table("tokens-", list(TokenRows.COLUMNS)))
     try:

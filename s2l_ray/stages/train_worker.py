@@ -88,6 +88,28 @@ def train_worker(job: TrainJob) -> None:
     worker.train(pauses(job.total_steps, job.resources.checkpoint_every), notice)
 
 
+def build_trainable(
+    config: ModelConfig, lora: LoraConfig | None, *, key: str, tokenizer: Artifact, max_tokens: int, seed: int
+) -> "PreTrainedModel":
+    """Return a model as training begins with it, its adapter in place where there is one.
+
+    Raises:
+        ConfigError: as `build_model` and `add_adapter`.
+    """
+    summary = tokenizer.summary
+    model = build_model(
+        config,
+        key=key,
+        vocab_size=summary["vocab_size"],
+        max_tokens=max_tokens,
+        eos_id=summary["eos_id"],
+        seed=seed,
+    )
+    if lora is not None:
+        add_adapter(model, lora, seed)
+    return model
+
+
 def train_alone(job: TrainJob) -> None:
     """Train in this process, the only worker, from the first step to the last."""
     _Worker(job, 0, 1).train(pause=frozenset())
@@ -177,17 +199,9 @@ class _Worker:
         import torch
 
         job = self.job
-        summary = job.tokenizer.summary
-        model = build_model(
-            job.model,
-            key=job.key,
-            vocab_size=summary["vocab_size"],
-            max_tokens=job.max_tokens,
-            eos_id=summary["eos_id"],
-            seed=job.seed,
+        model = build_trainable(
+            job.model, job.lora, key=job.key, tokenizer=job.tokenizer, max_tokens=job.max_tokens, seed=job.seed
         )
-        if job.lora is not None:
-            add_adapter(model, job.lora, job.seed)
         if job.resources.gradient_checkpointing:
             recompute_activations(model)
         torch.manual_seed(job.seed + self.rank)

@@ -200,7 +200,7 @@ def test_probe_times_every_model_and_counts_its_tokens(prepared: Prepared, one_w
 
 def test_probe_does_not_build_what_has_no_room(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "_free_bytes", lambda device: 0)
-    monkeypatch.setattr(probe, "build_model", lambda *_, **__: pytest.fail("it was built"))
+    monkeypatch.setattr(probe, "build_trainable", lambda *_, **__: pytest.fail("it was built"))
     monkeypatch.setattr(probe, "_measured_on_cluster", lambda each, label, resources: probe.measured(each))
     found = probed(prepared)
     assert not any(each.is_measured for each in found.values())
