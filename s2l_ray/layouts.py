@@ -109,6 +109,11 @@ def detect_layouts(
     }
 
 
+def distinct(layouts: Mapping[str, Layout]) -> tuple[Layout, ...]:
+    """Return the layouts that `detect_layouts` found, each once."""
+    return tuple({repr(layout): layout for layout in layouts.values()}.values())
+
+
 def detect_layout(
     files: Sequence[InputFile], layout: str, columns: Mapping[str, str], *, key: str, mapping: str = ""
 ) -> Layout:

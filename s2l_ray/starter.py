@@ -13,7 +13,7 @@ from s2l_ray.examples import Example, RejectedRow, read_examples
 from s2l_ray.experiment import experiment_of, parse_sparse
 from s2l_ray.input_files import InputFile, listed
 from s2l_ray.inputs import find_inputs
-from s2l_ray.layouts import REQUIRED, Layout, detect_layouts
+from s2l_ray.layouts import REQUIRED, Layout, detect_layouts, distinct
 from s2l_ray.strict_yaml import parse_yaml
 from s2l_ray.turns import LEARNED
 
@@ -60,7 +60,7 @@ class Look:
     @property
     def distinct_layouts(self) -> tuple[Layout, ...]:
         """The layouts, each once."""
-        return tuple({repr(layout): layout for layout in self.layouts.values()}.values())
+        return distinct(self.layouts)
 
     @property
     def characters(self) -> list[int]:

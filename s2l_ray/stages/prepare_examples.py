@@ -31,7 +31,7 @@ from s2l_ray.examples import (
 )
 from s2l_ray.input_files import InputFile, check_unchanged, listed
 from s2l_ray.inputs import find_inputs
-from s2l_ray.layouts import Layout, detect_layouts
+from s2l_ray.layouts import Layout, detect_layouts, distinct
 from s2l_ray.log import display
 from s2l_ray.needs import check_rejected
 from s2l_ray.stage_settings import PrepareSettings
@@ -145,8 +145,8 @@ def prepare_examples(
         display.warn(warning)
     rejected = [row for g in groups for row in json.loads(output.read_bytes(_rejected_path(g)) or b"[]")]
     records.append(output.write_parquet("rejected.parquet", [_rejected_table(rejected)], schemas.REJECTED))
-    distinct = {repr(layout): layout.as_json() for layout in layouts.values()}
-    summary = _account(config, receipts, len(rejected)) | {"layouts": list(distinct.values())}
+    told = [layout.as_json() for layout in distinct(layouts)]
+    summary = _account(config, receipts, len(rejected)) | {"layouts": told}
     _check_user_ids(output, receipts)
     return StageResult(records, summary)
 

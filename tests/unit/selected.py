@@ -18,7 +18,7 @@ from s2l_ray.draws import occurrences
 from s2l_ray.examples import Example, RejectedRow, examples_table, held_out, read_examples
 from s2l_ray.experiment import Experiment, experiment_of, parse_sparse
 from s2l_ray.graph import Node, examine
-from s2l_ray.layouts import detect_layouts
+from s2l_ray.layouts import detect_layouts, distinct
 from s2l_ray.plan import build_pipeline
 from s2l_ray.stages import import_trajectories, select_subset
 from s2l_ray.storage import Storage
@@ -107,7 +107,7 @@ def _examples(inputs: Mapping[str, Artifact], node: Node, output: StagedOutput) 
     bad = pa.Table.from_pylist([{n: getattr(r, n) for n in schemas.REJECTED.names} for r in rejected], schemas.REJECTED)
     records = [output.write_parquet("examples-00000.parquet", [examples_table(kept)], schemas.EXAMPLES)]
     records.append(output.write_parquet("rejected.parquet", [bad], schemas.REJECTED))
-    told = list({repr(layout): layout.as_json() for layout in layouts.values()}.values())
+    told = [layout.as_json() for layout in distinct(layouts)]
     return StageResult(records, {"rows_kept": len(kept), "rows_rejected": len(rejected), "layouts": told})
 
 
