@@ -23,15 +23,22 @@ import numpy as np
 import numpy.typing as npt
 
 from s2l_ray.clustering.kmeans import INERTIA_UNITS, Partial, merge, partial_sums
-from s2l_ray.clustering.nearest import Assignment, FloatArray, LossArray, nearest_two, sq_distance_to_own
+from s2l_ray.clustering.nearest import (
+    APART,
+    NARROWER,
+    WIDER,
+    Assignment,
+    Bound,
+    FloatArray,
+    LossArray,
+    compiled_for,
+    nearest_two,
+    sq_distance_to_own,
+)
 from s2l_ray.losses import rounded
 
-Bound = npt.NDArray[np.float32]
-
-_WIDER, _NARROWER = np.float32(1 + 2.0**-21), np.float32(1 - 2.0**-21)
-"""More than the rounding of two float32 operations."""
-_APART = np.float32(1 - 1e-5)
-"""Bounds closer than this, relative to the larger, decide nothing."""
+NEIGHBOURS = 256
+"""Of each centroid: where more may matter, all centroids are looked at."""
 
 
 class Near(NamedTuple):
@@ -56,11 +63,15 @@ class Moves:
         own_K: at least the move of each centroid.
         other_K: at least the largest move of any other.
         half_K: at most half the distance to the nearest other: a row nearer than that can have no other cluster.
+        neighbour_KJ: int32, the nearest centroids of each, J at most, itself among them, nearest first.
+        apart_KJ: at most the distance to each of them.
     """
 
     own_K: Bound
     other_K: Bound
     half_K: Bound
+    neighbour_KJ: npt.NDArray[np.int32]
+    apart_KJ: Bound
 
     @classmethod
     def between(cls, before_KT: FloatArray, after_KT: FloatArray) -> "Moves":
@@ -69,12 +80,14 @@ class Moves:
         order = np.argsort(own_K)
         other_K = np.full(len(own_K), own_K[order[-1]], np.float32)
         other_K[order[-1]] = own_K[order[-2]] if len(own_K) > 1 else 0
-        half_K = np.full(len(own_K), np.inf, np.float32)
-        for k in range(len(own_K) if len(own_K) > 1 else 0):
-            apart_K = np.square(after_KT - after_KT[k]).sum(axis=1)
-            apart_K[k] = np.inf
-            half_K[k] = np.sqrt(apart_K.min()) / 2 * _NARROWER
-        return cls(own_K, other_K, half_K)
+        neighbour_KJ = np.empty((len(own_K), min(len(own_K), NEIGHBOURS)), np.int32)
+        apart_KJ = np.empty(neighbour_KJ.shape, np.float32)
+        for k in range(len(own_K)):
+            sq_apart_K = np.square(after_KT - after_KT[k]).sum(axis=1)
+            neighbour_KJ[k] = np.argsort(sq_apart_K)[:NEIGHBOURS]
+            apart_KJ[k] = _below(np.sqrt(sq_apart_K[neighbour_KJ[k]]))
+        half_K = apart_KJ[:, 1] / np.float32(2) if len(own_K) > 1 else np.full(1, np.inf, np.float32)
+        return cls(own_K, other_K, half_K, neighbour_KJ, apart_KJ)
 
 
 def first_pass(loss_NT: LossArray, centroid_KT: FloatArray, origin_T: FloatArray) -> tuple[Near, Partial]:
@@ -88,10 +101,9 @@ def first_pass(loss_NT: LossArray, centroid_KT: FloatArray, origin_T: FloatArray
     Returns:
         What is known of the rows, and their sums; in place of the inertia stand the squared distances to the origin.
     """
-    labels_N, upper_N, lower_N = nearest_two(loss_NT, centroid_KT)
-    near = Near(labels_N, _above(upper_N), _below(lower_N))
+    near = _look(loss_NT, centroid_KT)
     spread_N = sq_distance_to_own(loss_NT, origin_T[None, :], np.zeros(len(loss_NT), np.int32))
-    return near, partial_sums(loss_NT, Assignment(labels_N, spread_N), len(centroid_KT))
+    return near, partial_sums(loss_NT, Assignment(near.labels, spread_N), len(centroid_KT))
 
 
 def next_pass(loss_NT: LossArray, near: Near, centroid_KT: FloatArray, moves: Moves) -> tuple[Near, Partial]:
@@ -106,23 +118,37 @@ def next_pass(loss_NT: LossArray, near: Near, centroid_KT: FloatArray, moves: Mo
     Returns:
         What is known of the rows now, and the change of the sums.
     """
-    labels_N = near.labels
-    upper_N = (near.upper + moves.own_K[labels_N]) * _WIDER
-    lower_N = (near.lower - moves.other_K[labels_N]) * _NARROWER
+    now = _look_again(loss_NT, near, centroid_KT, moves)
+    changed_M = np.flatnonzero(now.labels != near.labels)
+    change = _change(loss_NT[changed_M], near.labels[changed_M], now.labels[changed_M], len(centroid_KT))
+    return now, change
+
+
+def _look(loss_NT: LossArray, centroid_KT: FloatArray) -> Near:
+    compiled = compiled_for(loss_NT, len(centroid_KT))
+    if compiled is not None:
+        return Near(*compiled.look(loss_NT, centroid_KT))
+    labels_N, upper_N, lower_N = nearest_two(loss_NT, centroid_KT)
+    return Near(labels_N, _above(upper_N), _below(lower_N))
+
+
+def _look_again(loss_NT: LossArray, near: Near, centroid_KT: FloatArray, moves: Moves) -> Near:
+    compiled = compiled_for(loss_NT, len(centroid_KT))
+    if compiled is not None:
+        arrays, neighbours = (moves.own_K, moves.other_K, moves.half_K), (moves.neighbour_KJ, moves.apart_KJ)
+        return Near(*compiled.look_again(loss_NT, tuple(near), centroid_KT, arrays, neighbours))
+    labels_N = near.labels.copy()
+    upper_N = (near.upper + moves.own_K[labels_N]) * WIDER
+    lower_N = (near.lower - moves.other_K[labels_N]) * NARROWER
     # A row within half the distance to the next centroid is at least the other half away from all others.
-    enough_N = np.maximum(lower_N, moves.half_K[labels_N]) * _APART
+    enough_N = np.maximum(lower_N, moves.half_K[labels_N]) * APART
     open_M = np.flatnonzero(upper_N >= enough_N)
     loss_MT = loss_NT[open_M]
     upper_N[open_M] = _above(np.sqrt(sq_distance_to_own(loss_MT, centroid_KT, labels_N[open_M])))
     still_M = upper_N[open_M] >= enough_N[open_M]
-    open_M, loss_MT = open_M[still_M], loss_MT[still_M]
-    labels_M, upper_M, lower_M = nearest_two(loss_MT, centroid_KT)
-    upper_N[open_M], lower_N[open_M] = _above(upper_M), _below(lower_M)
-    changed_M = labels_M != labels_N[open_M]
-    change = _change(loss_MT[changed_M], labels_N[open_M[changed_M]], labels_M[changed_M], len(centroid_KT))
-    labels_N = labels_N.copy()
-    labels_N[open_M] = labels_M
-    return Near(labels_N, upper_N, lower_N), change
+    open_M = open_M[still_M]
+    labels_N[open_M], upper_N[open_M], lower_N[open_M] = _look(loss_MT[still_M], centroid_KT)
+    return Near(labels_N, upper_N, lower_N)
 
 
 class BoundedStep:
@@ -183,8 +209,8 @@ def _change(
 
 
 def _above(distance: FloatArray) -> Bound:
-    return np.asarray(distance, np.float32) * _WIDER
+    return np.asarray(distance, np.float32) * WIDER
 
 
 def _below(distance: FloatArray) -> Bound:
-    return np.asarray(distance, np.float32) * _NARROWER
+    return np.asarray(distance, np.float32) * NARROWER

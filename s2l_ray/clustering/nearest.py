@@ -4,6 +4,7 @@ Shape suffixes: N examples, T checkpoints, K clusters, B rows of a tile.
 """
 
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,9 +13,21 @@ import numpy.typing as npt
 FloatArray = npt.NDArray[np.float64]
 LossArray = npt.NDArray[np.floating[Any]]
 IntArray = npt.NDArray[np.integer[Any]]
+Bound = npt.NDArray[np.float32]
+"""Of a distance [nats], rounded to the safe side."""
 
 TIE_RELATIVE = 1e-5
 """Two squared distances closer than this, relative to the larger, are compared by the fixed-order formula."""
+
+WIDER, NARROWER = np.float32(1 + 2.0**-21), np.float32(1 - 2.0**-21)
+"""More than the rounding of four float32 operations."""
+APART = np.float32(1 - 1e-5)
+"""Bounds closer than this, relative to the larger, decide nothing."""
+
+COMPILED_ROWS = 2**16
+"""Fewer rows are done before numba is imported, or a kernel compiled."""
+COMPILED_CHECKPOINTS = 64
+"""Of more columns a matrix product is faster; and a compiler would unroll no longer loop."""
 
 _TILE_VALUES = 2**17  # 1 MiB of float64: a tile of rows x K distances stays in a core's second-level cache
 
@@ -29,6 +42,20 @@ class Assignment(NamedTuple):
 
     labels: npt.NDArray[np.int32]
     sq_distance: FloatArray
+
+
+def compiled_for(loss_NT: LossArray, n_clusters: int) -> ModuleType | None:
+    """Return `compiled` where it pays and numba is installed (`pip install 's2l-ray[fast]'`); its labels are equal."""
+    n_rows, n_checkpoints = loss_NT.shape
+    if loss_NT.dtype != np.float32 or n_rows < COMPILED_ROWS or n_clusters < 2:
+        return None
+    if not 0 < n_checkpoints <= COMPILED_CHECKPOINTS:
+        return None
+    try:
+        from s2l_ray.clustering import compiled
+    except (ImportError, RuntimeError):  # the latter where numba finds no folder to keep compiled code in
+        return None
+    return compiled
 
 
 def assign(loss_NT: LossArray, centroid_KT: FloatArray) -> Assignment:
@@ -47,6 +74,10 @@ def assign(loss_NT: LossArray, centroid_KT: FloatArray) -> Assignment:
     Returns:
         Labels and squared distances.
     """
+    compiled = compiled_for(loss_NT, len(centroid_KT))
+    if compiled is not None:
+        labels_N, *_ = compiled.look(loss_NT, centroid_KT)
+        return Assignment(labels_N, sq_distance_to_own(loss_NT, centroid_KT, labels_N))
     labels_N, sq_distance_N = np.zeros(len(loss_NT), dtype=np.int32), np.empty(len(loss_NT))
     for rows, loss_BT, found in _tiles(loss_NT, centroid_KT):
         labels_N[rows] = found.labels_B

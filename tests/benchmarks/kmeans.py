@@ -1,6 +1,7 @@
-"""Lloyd's iterations under Ray against scikit-learn's, on the same rows, from the same start, with equal threads."""
+"""Lloyd's iterations under Ray against those of others on the same rows, from the same start, with equal threads."""
 
-from collections.abc import Iterator
+import importlib.util
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -25,9 +26,6 @@ def trajectories(n: int) -> np.ndarray:
 
 def measure(n: int) -> Iterator[Ratio]:
     """Time `ITERATIONS` of them and the assignment at the end."""
-    from sklearn.cluster import KMeans
-    from threadpoolctl import threadpool_limits
-
     loss_NT, id_N = trajectories(n), np.arange(n)
     start_KT = seeding.initial_centroids(loss_NT[:65_536], K, 0)
     rows = Rows(id_N, id_N.astype(np.uint64), np.zeros(n, np.int32), loss_NT)
@@ -39,24 +37,39 @@ def measure(n: int) -> Iterator[Ratio]:
             result = kmeans.lloyd(blocks.step(), start_KT, ITERATIONS, relocate=blocks.farthest)
             return float(blocks.assign(result.centroid_KT).sq_distance.sum())
 
-        def peer() -> float:
-            with threadpool_limits(THREADS):
-                fitted = KMeans(K, init=start_KT, n_init=1, max_iter=ITERATIONS, tol=0, algorithm="lloyd").fit(loss_NT)
-            return float(fitted.inertia_)
-
-        np.testing.assert_allclose(ours(), peer(), rtol=1e-3)
-        seconds, peer_seconds = alternate(ours, peer, ROUNDS)
+        inertia = ours()
+        for name, peer in peers(loss_NT, start_KT).items():
+            np.testing.assert_allclose(peer(), inertia, rtol=1e-3)
+            seconds, peer_seconds = alternate(ours, peer, ROUNDS)
+            work = f"k-means, N = {n:,}, T = {T}, K = {K}, {ITERATIONS} iterations"
+            yield Ratio(work, f"{name}, {THREADS} threads", seconds, peer_seconds, "s", ROUNDS)
     finally:
         runtime.disconnect()
-    yield Ratio(
-        work=f"k-means, N = {n:,}, T = {T}, K = {K}, {ITERATIONS} iterations",
-        peer_name=f"scikit-learn, {THREADS} threads",
-        ours=seconds,
-        peer=peer_seconds,
-        unit="s",
-        rounds=ROUNDS,
-    )
 
 
-BENCHMARK = Benchmark("kmeans", "Lloyd's iterations against scikit-learn", lambda: measure(1_000_000))
+def peers(loss_NT: np.ndarray, start_KT: np.ndarray) -> dict[str, Callable[[], float]]:
+    """Return who else does it: all return the inertia."""
+    from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits
+
+    def scikit_learn() -> float:
+        with threadpool_limits(THREADS):
+            fitted = KMeans(K, init=start_KT, n_init=1, max_iter=ITERATIONS, tol=0, algorithm="lloyd").fit(loss_NT)
+        return float(fitted.inertia_)
+
+    found: dict[str, Callable[[], float]] = {"scikit-learn's Lloyd": scikit_learn}
+    if importlib.util.find_spec("faiss"):
+        import faiss
+
+        def faiss_on_all() -> float:
+            faiss.omp_set_num_threads(THREADS)
+            fitted = faiss.Kmeans(T, K, niter=ITERATIONS, max_points_per_centroid=len(loss_NT))
+            fitted.train(loss_NT, init_centroids=start_KT.astype(np.float32))
+            return float(fitted.assign(loss_NT)[0].sum())
+
+        found["faiss on all rows"] = faiss_on_all
+    return found
+
+
+BENCHMARK = Benchmark("kmeans", "Lloyd's iterations against scikit-learn and faiss", lambda: measure(1_000_000))
 LARGE = Benchmark("kmeans-10m", "the same, ten million rows", lambda: measure(10_000_000), is_large=True)
