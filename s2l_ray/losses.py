@@ -2,7 +2,7 @@
 
 The head of a language model costs as much per position as it has vocabulary; only positions that predict a
 response token need it. Right padding needs no attention mask: in a causal model no token looks ahead.
-Legend: N examples, B batch, L tokens, R response tokens of a batch, D width, V vocabulary.
+Legend: N examples, B batch, L tokens, R response tokens of a batch, D width, V vocabulary, or a tile of it.
 """
 
 from dataclasses import dataclass
@@ -21,6 +21,8 @@ LOSS_GRID = 2.0**-20
 
 HEAD_CHUNK = 4096
 """Response positions per call of the head."""
+VOCABULARY_TILE = 1024
+"""Tokens of the vocabulary whose logits are in a CPU's cache at once: 4 MB in fp32 for 1,000 positions."""
 
 
 def response_loss_module(model: "torch.nn.Module") -> "torch.nn.Module":
@@ -44,12 +46,8 @@ def response_loss_module(model: "torch.nn.Module") -> "torch.nn.Module":
                 hidden_BLD = self.model.base_model(input_ids=input_ids_BL, use_cache=False).last_hidden_state
                 hidden_RD = hidden_BLD[row_R, position_R - 1]
                 head = self.model.get_output_embeddings()
-                loss_R = torch.cat(
-                    [
-                        torch.nn.functional.cross_entropy(head(part_RD).float(), part_R, reduction="none")
-                        for part_RD, part_R in zip(hidden_RD.split(HEAD_CHUNK), label_R.split(HEAD_CHUNK), strict=True)
-                    ]
-                )
+                parts = zip(hidden_RD.split(HEAD_CHUNK), label_R.split(HEAD_CHUNK), strict=True)
+                loss_R = torch.cat([_head_losses(head, part_RD, part_R) for part_RD, part_R in parts])
             else:
                 logits_BLV = self.model(input_ids=input_ids_BL, use_cache=False).logits
                 logits_RV = logits_BLV[row_R, position_R - 1].float()
@@ -59,6 +57,29 @@ def response_loss_module(model: "torch.nn.Module") -> "torch.nn.Module":
             return loss_BL.sum(dim=1)
 
     return ResponseLoss()
+
+
+def _head_losses(head: "torch.nn.Module", hidden_RD: "torch.Tensor", label_R: "torch.Tensor") -> "torch.Tensor":
+    """Return the cross entropy of each position, float32 [R].
+
+    Where no gradient is asked for, a CPU goes through the vocabulary in tiles that stay in its cache: logits written to
+    memory and read again cost a fifth of the head's time.
+    """
+    import torch
+    from torch.nn.functional import cross_entropy, linear
+
+    if torch.is_grad_enabled() or hidden_RD.device.type != "cpu" or type(head) is not torch.nn.Linear:
+        return cross_entropy(head(hidden_RD).float(), label_R, reduction="none")
+    total_R = torch.full(label_R.shape, -torch.inf)
+    own_R = torch.empty(label_R.shape)
+    for start in range(0, len(head.weight), VOCABULARY_TILE):
+        stop = start + VOCABULARY_TILE
+        bias = None if head.bias is None else head.bias[start:stop]
+        logits_RV = linear(hidden_RD, head.weight[start:stop], bias).float()
+        total_R = torch.logaddexp(total_R, logits_RV.logsumexp(dim=1))
+        here_R = ((label_R >= start) & (label_R < stop)).nonzero(as_tuple=True)[0]
+        own_R[here_R] = logits_RV[here_R, label_R[here_R] - start]
+    return total_R - own_R
 
 
 def head_is_plain(model: "torch.nn.Module") -> bool:

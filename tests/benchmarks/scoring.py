@@ -42,7 +42,7 @@ def useful_flops(rows: TokenRows) -> float:
     length_N = rows.length_N.astype(np.float64)
     # A token attends to those before it: half of the square.
     body_N = 2 * length_N * weights + 2 * layers * hidden * length_N**2
-    head_N = 2 * rows.num_response_tokens_N * hidden * PYTHIA_70M["vocab_size"]
+    head_N = 2 * rows.num_response_tokens_N.astype(np.float64) * hidden * PYTHIA_70M["vocab_size"]
     return float((body_N + head_N).sum())
 
 

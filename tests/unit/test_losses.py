@@ -109,6 +109,22 @@ def test_chunks_of_the_head_change_nothing(monkeypatch):
     np.testing.assert_allclose(score(model, rows, 10_000), whole, rtol=0, atol=2e-6)
 
 
+@pytest.mark.parametrize("name", ["gpt_neox", "llama tied", "phi"])
+@pytest.mark.parametrize("tile", [1, 7, 10_000])
+def test_tiles_of_the_vocabulary_change_nothing(name, tile, monkeypatch):
+    model, rows = build(name), tiny.rows(30)
+    monkeypatch.setattr(losses, "VOCABULARY_TILE", tile)
+    np.testing.assert_allclose(score(model, rows, 10_000), oracle(model, rows), rtol=0, atol=1e-5)
+
+
+def test_a_loss_that_is_no_number_stays_one_in_tiles(monkeypatch):
+    monkeypatch.setattr(losses, "VOCABULARY_TILE", 7)
+    model, rows = tiny.model("gpt_neox"), tiny.rows(10)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[9] = torch.nan
+    assert np.isnan(score(model, rows)).all()
+
+
 def test_dropout_is_off_while_scoring():
     model, rows = tiny.model("gpt2").train(), tiny.rows(10)
     assert model.config.resid_pdrop > 0
