@@ -112,6 +112,15 @@ def examples_table(examples: Sequence[Example]) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=schemas.EXAMPLES)
 
 
+def turn_pairs(turns: pa.ChunkedArray) -> Iterator[list[tuple[str, str]]]:
+    """Yield the (role, content) of every example's turns, from the column `turns` of `schemas.EXAMPLES`."""
+    for chunk in turns.chunks:
+        flat = chunk.flatten()
+        said = zip(flat.field("role").to_pylist(), flat.field("content").to_pylist(), strict=True)
+        for length in chunk.value_lengths().to_pylist():
+            yield list(itertools.islice(said, length))
+
+
 def example_id(file_index: int, row: int) -> int:
     """Return the id of a row: `file_index << 40 | row`.
 

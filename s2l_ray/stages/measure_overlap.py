@@ -14,6 +14,7 @@ from s2l_ray import schemas
 from s2l_ray.artifacts import Artifact, StageResult
 from s2l_ray.attempts import StagedOutput
 from s2l_ray.config import ResourcesConfig
+from s2l_ray.examples import turn_pairs
 from s2l_ray.log import display
 from s2l_ray.overlap import NGRAM_WORDS, Grade, HeldOutPrompts, PromptKeys, count_grades, prompt_keys
 from s2l_ray.stages.shards import ExamplesFile, Receipt, map_shards
@@ -38,7 +39,7 @@ class MeetFile:
         """Write `training-*`; the note holds which keys of the held-out prompts were seen."""
         held_out = HeldOutPrompts(_held_out_keys(self.inputs.eval_examples)[1])
         ids, prompts = _keys(self.inputs.examples.read_rows(file.record, columns=["example_id", "turns"]))
-        table = _graded(ids, [held_out.meet(prompt) for prompt in prompts])
+        table = _graded(ids, held_out.meet(prompts))
         record = self.output.write_parquet(f"training-{file.piece}.parquet", [table], schemas.OVERLAP)
         return [record], {"seen": held_out.seen, "grades": table.column("grade").to_pylist()}
 
@@ -77,13 +78,12 @@ def measure_overlap(
 
 
 @lru_cache(maxsize=2)
-def _held_out_keys(eval_examples: Artifact) -> tuple[list[int], list[PromptKeys]]:
+def _held_out_keys(eval_examples: Artifact) -> tuple[list[int], PromptKeys]:
     return _keys(eval_examples.read_table("examples-", ["example_id", "turns"]).sort_by("example_id"))
 
 
-def _keys(table: pa.Table) -> tuple[list[int], list[PromptKeys]]:
-    prompts = (((turn["role"], turn["content"]) for turn in turns) for turns in table.column("turns").to_pylist())
-    return table.column("example_id").to_pylist(), [prompt_keys(prompt) for prompt in prompts]
+def _keys(table: pa.Table) -> tuple[list[int], PromptKeys]:
+    return table.column("example_id").to_pylist(), prompt_keys(turn_pairs(table.column("turns")))
 
 
 def _graded(ids: list[int], grades: list[Grade | None]) -> pa.Table:

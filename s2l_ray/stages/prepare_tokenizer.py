@@ -9,15 +9,26 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+
 from s2l_ray.artifacts import Artifact, StageResult
 from s2l_ray.attempts import StagedOutput
 from s2l_ray.chat_template import ChatTemplate
 from s2l_ray.config import ResourcesConfig
+from s2l_ray.draws import draw_hash
 from s2l_ray.errors import ConfigError
+from s2l_ray.examples import turn_pairs
 from s2l_ray.log import Task, display
 from s2l_ray.pretrained import check_fits, pretrained_folder
 from s2l_ray.stage_settings import TokenizerSettings
 from s2l_ray.tokens import ExampleTokenizer, render, save_tokenizer, train_tokenizer
+
+MOST_ROWS = 100_000
+"""Rows that a tokenizer is trained on, about, drawn by their content: more would change few of its tokens."""
+
+TOKENIZER_SEED = 0
+"""All arms share a tokenizer, whatever their seeds."""
 
 _one_at_a_time = threading.Lock()
 """Stages are threads of one process, and transformers' lazy modules break when two threads import at once."""
@@ -43,7 +54,9 @@ def prepare_tokenizer(
                 turn_end = _turn_end(folder, must_have=config.template == "chat")
         else:
             kind = config.tokens.tokenizer
-            with display.progress("train tokenizer", inputs.examples.summary["rows_kept"], "rows") as progress:
+            with display.progress(
+                "train tokenizer", min(MOST_ROWS, inputs.examples.summary["rows_kept"]), "rows"
+            ) as progress:
                 texts = _texts(inputs.examples, config, progress)
                 tokenizer = train_tokenizer(texts, kind, config.tokens.vocab_size)
             save_tokenizer(tokenizer, folder, config.tokens.max_tokens)
@@ -67,10 +80,14 @@ def _turn_end(folder: Path, must_have: bool) -> str | None:
 
 def _texts(examples: Artifact, config: TokenizerSettings, progress: Task) -> Iterator[str]:
     assert config.template != "chat"  # the config has refused it
+    share = min(1.0, MOST_ROWS / examples.summary["rows_kept"])
     for record in examples.files("examples-"):
-        for turns in examples.read_rows(record, columns=["turns"]).column("turns").to_pylist():
+        table = examples.read_rows(record, columns=["content_hash", "turns"])
+        hash_N = table.column("content_hash").to_numpy()
+        draw_N = draw_hash(hash_N, np.zeros(len(hash_N), np.int64), TOKENIZER_SEED)
+        for turns in turn_pairs(table.column("turns").filter(pa.array(draw_N * 2.0**-64 <= share))):
             progress.advance()
-            for segment in render([(turn["role"], turn["content"]) for turn in turns], config.template):
+            for segment in render(turns, config.template):
                 yield segment.text
 
 

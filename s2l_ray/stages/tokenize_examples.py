@@ -16,7 +16,7 @@ from s2l_ray.attempts import StagedOutput
 from s2l_ray.chat_template import Chat, UnusableChatError, opened_chat_template
 from s2l_ray.config import ResourcesConfig
 from s2l_ray.errors import ArtifactError, DataError
-from s2l_ray.examples import RejectedRow, bad_row_error
+from s2l_ray.examples import RejectedRow, bad_row_error, turn_pairs
 from s2l_ray.log import display
 from s2l_ray.needs import check_rejected
 from s2l_ray.stage_settings import TokenizeSettings
@@ -82,9 +82,7 @@ class TokenizeFile:
     def _tokenize(self, part: pa.Table) -> tuple[list[TokenizedExample], list[str]]:
         """Return every example tokenized, and why, should it have no response token."""
         tokenizer = opened_tokenizer(self.inputs.tokenizer)
-        conversations = [
-            [(turn["role"], turn["content"]) for turn in turns] for turns in part.column("turns").to_pylist()
-        ]
+        conversations = list(turn_pairs(part.column("turns")))
         reasons = [NO_RESPONSE] * len(conversations)
         laid_out: dict[int, list[Segment]] = {}
         chats: dict[int, Chat] = {}

@@ -1,7 +1,9 @@
 """Training under Ray Train: two workers give the losses of one, and DeepSpeed those of plain torch."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,6 +67,28 @@ class Prepared:
             select.Inputs(self.examples, self.tokens, self.tokens),
             SelectSettings(config.select.model_copy(update={"method": "random"}), ()),
         )
+
+
+def test_tokenizer_of_much_data_is_trained_on_a_part_drawn_by_content(
+    prepared: Prepared, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+    real = prepare_tokenizer.train_tokenizer
+
+    def noted(texts: Iterator[str], *settings: Any) -> Any:
+        seen.append(list(texts))
+        return real(seen[-1], *settings)
+
+    monkeypatch.setattr(prepare_tokenizer, "train_tokenizer", noted)
+    wanted = TokenizerSettings(config.tokens, config.tokens.template, None, "proxy")
+    for most in (200, 50, 50):
+        monkeypatch.setattr(prepare_tokenizer, "MOST_ROWS", most)
+        prepared.bench.run(prepare_tokenizer.prepare_tokenizer, prepare_tokenizer.Inputs(prepared.examples), wanted)
+    whole, part, again = seen
+    assert len(whole) == 2 * 200  # a prompt and a response each
+    assert 2 * 30 < len(part) < 2 * 70
+    assert part == again
+    assert set(part) <= set(whole)
 
 
 def losses(artifact: Artifact) -> list[float]:
