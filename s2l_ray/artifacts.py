@@ -15,11 +15,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from s2l_ray.errors import ArtifactError
+from s2l_ray.schemas import is_ascending, matrix
 from s2l_ray.storage import CHUNK, Storage, digest_of, opened, reads_in_threads
 
 MANIFEST = "manifest.json"
@@ -157,12 +160,50 @@ class Artifact:
         Raises:
             ArtifactError: there are none, or one cannot be read.
         """
+        return pa.concat_tables([self.read_rows(record, columns=columns) for record in self._there(prefix)])
+
+    def read_in_order(self, prefix: str, columns: list[str] | None = None) -> pa.Table:
+        """Read the same in order of id; rows that are in order already, as they mostly are, are not copied.
+
+        Args:
+            prefix: as `read_table`.
+            columns: with `example_id` among them; all unless given.
+        """
+        table = self.read_table(prefix, columns)
+        return table if is_ascending(table.column("example_id").to_numpy()) else table.sort_by("example_id")
+
+    def read_matrix(self, prefix: str, column: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Read a column of lists of one length, float32, in order of id, with no more than one file beside the result.
+
+        Returns:
+            The ids, int64 [N], and the column, float32 [N, T].
+
+        Raises:
+            ArtifactError: as `read_table`.
+        """
+        records = self._there(prefix)
+        first = self.read_rows(records[0], 0, 1, [column])
+        n_rows, width = sum(record.rows or 0 for record in records), first.schema.field(column).type.list_size
+        id_N, value_NT = np.empty(n_rows, np.int64), np.empty((n_rows, width), np.float32)
+        start = 0
+        for record in records:
+            table = self.read_rows(record, columns=["example_id", column])
+            stop = start + len(table)
+            id_N[start:stop] = table.column("example_id").to_numpy()
+            value_NT[start:stop] = matrix(table, column)
+            start = stop
+        if is_ascending(id_N):
+            return id_N, value_NT
+        order = np.argsort(id_N, kind="stable")
+        return id_N[order], value_NT[order]
+
+    def _there(self, prefix: str) -> tuple[FileRecord, ...]:
         records = self.files(prefix)
         if not records:
             raise ArtifactError(
                 f"{self.uri} holds no {prefix}*.parquet; it was written by another version. Run `s2l gc`."
             )
-        return pa.concat_tables([self.read_rows(record, columns=columns) for record in records])
+        return records
 
     def read_examples(self, prefix: str, example_ids: Any, columns: list[str] | None = None) -> pa.Table:
         """Read the rows of some examples, in order of id, a file in memory at a time.

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from s2l_ray.schemas import is_ascending
+
 IntArray = npt.NDArray[np.integer[Any]]
 
 
@@ -38,8 +40,10 @@ class Draws:
     @classmethod
     def of(cls, examples: pa.Table, seed: int) -> "Draws":
         """Draw for every row of a table of all examples, in any order."""
-        examples = examples.select(cls.COLUMNS).sort_by("example_id")
         id_N, hash_N = examples.column("example_id").to_numpy(), examples.column("content_hash").to_numpy()
+        if not is_ascending(id_N):
+            order = np.argsort(id_N)
+            id_N, hash_N = id_N[order], hash_N[order]
         return cls(id_N, hash_N, draw_hash(hash_N, occurrences(hash_N, id_N), seed))
 
     def take(self, example_id_M: IntArray) -> "Draws":
@@ -58,7 +62,12 @@ def occurrences(content_hash_N: IntArray, example_id_N: IntArray) -> npt.NDArray
     Returns:
         int64 [N]: 0 for the first row of a content, 1 for its second copy, and so on.
     """
-    return position_in_group(content_hash_N, (example_id_N,))
+    occurrence_N = np.zeros(len(content_hash_N), np.int64)
+    sorted_N = np.sort(content_hash_N)
+    # Most contents stand once; only the others need an order.
+    again_N = np.isin(content_hash_N, np.unique(sorted_N[1:][sorted_N[1:] == sorted_N[:-1]]))
+    occurrence_N[again_N] = position_in_group(content_hash_N[again_N], (example_id_N[again_N],))
+    return occurrence_N
 
 
 def draw_hash(content_hash_N: IntArray, occurrence_N: IntArray, seed: int) -> npt.NDArray[np.uint64]:

@@ -30,7 +30,12 @@ def step_folder(step: int) -> str:
 def matrix(table: pa.Table, column: str) -> NDArray[Any]:
     """Return a column of lists of one length as a matrix, a row for each of the table's."""
     values: NDArray[Any] = table.column(column).combine_chunks().flatten().to_numpy()
-    return values.reshape(len(table), -1)
+    return values.reshape(len(table), values.size // max(1, len(table)))
+
+
+def is_ascending(example_id_N: NDArray[Any]) -> bool:
+    """Return whether ids are in order, none of them twice."""
+    return bool((example_id_N[1:] > example_id_N[:-1]).all())
 
 
 TURN = pa.struct([("role", pa.string()), ("content", pa.string())])

@@ -41,7 +41,7 @@ def assign_trajectories(
     inputs: Inputs, config: ClusterConfig, resources: ResourcesConfig, output: StagedOutput, *, seed: int
 ) -> StageResult:
     """Give every new row its nearest centroid, and say how far the new rows are from the first."""
-    table = inputs.trajectories.read_table("trajectories-").sort_by("example_id")
+    table = inputs.trajectories.read_in_order("trajectories-")
     example_id_M, loss_MT = table.column("example_id").to_numpy(), schemas.matrix(table, "loss")
     strata = inputs.clusters.read_table("centroids.parquet")
     stratum_M = _strata(table, strata, config)
@@ -93,7 +93,7 @@ def _reasons(
     inputs: Inputs, table: pa.Table, loss_MT: NDArray[np.float32], config: ClusterConfig
 ) -> tuple[NDArray[np.object_], NDArray[np.float64]]:
     """Return why a row is set aside, None where it is not, and its share of loss that is left."""
-    examples = inputs.examples.read_table("examples-", ["example_id", "content_hash"]).sort_by("example_id")
+    examples = inputs.examples.read_in_order("examples-", ["example_id", "content_hash"])
     place_M = np.searchsorted(examples.column("example_id").to_numpy(), table.column("example_id").to_numpy())
     hash_M = examples.column("content_hash").to_numpy()[place_M]
     known = inputs.known.read_table("examples-", ["content_hash"]).column(0).to_numpy()

@@ -125,7 +125,9 @@ def cluster_trajectories(
             progress.update(index * config.max_iter)
             work = _Work(config, resources.cluster_trajectories, seed, progress)
             clustered.append(_cluster(strata[stratum], part, n_clusters, work))
-    assignments = pa.concat_tables([_assignments(c) for c in clustered]).sort_by("example_id")
+    assignments = pa.concat_tables([_assignments(c) for c in clustered])
+    if len(clustered) > 1:
+        assignments = assignments.sort_by("example_id")
     centroids = schemas.centroids(rows.feature_NT.shape[1])
     records = [
         output.write_parquet("assignments-00000.parquet", [assignments], schemas.ASSIGNMENTS),
@@ -147,26 +149,26 @@ def cluster_trajectories(
 
 def _read(inputs: Inputs, config: ClusterConfig, seed: int) -> tuple[list[str], Rows, Guarded | None]:
     """Return the names of the strata, the rows to cluster, and what the guard found."""
-    table = inputs.trajectories.read_table("trajectories-").sort_by("example_id")
-    loss_NT = schemas.matrix(table, "loss")
-    example_id_N = table.column("example_id").to_numpy()
+    all_draws = Draws.of(inputs.examples.read_table("examples-", list(Draws.COLUMNS)), seed)
+    example_id_N, loss_NT = inputs.trajectories.read_matrix("trajectories-", "loss")
     seeding.validate_trajectories(loss_NT, example_id_N)
-    draws = Draws.of(inputs.examples.read_table("examples-", list(Draws.COLUMNS)), seed).take(example_id_N)
+    draws = all_draws.take(example_id_N)
     if config.stratify_by == "source":
+        table = inputs.trajectories.read_in_order("trajectories-", ["example_id", "source"])
         strata, stratum_N = coded(table.column("source").fill_null(""))
     else:
-        strata, stratum_N = [ALL], np.zeros(len(table), np.int32)
-    if inputs.hidden_states is None:
-        feature_NT = loss_NT[:, window_columns(config.window, loss_NT.shape[1])]
+        strata, stratum_N = [ALL], np.zeros(len(example_id_N), np.int32)
+    if inputs.hidden_states is not None:
+        _, feature_NT = inputs.hidden_states.read_matrix("hidden_states-", "hidden_state")
     else:
-        feature_NT = schemas.matrix(
-            inputs.hidden_states.read_table("hidden_states-").sort_by("example_id"), "hidden_state"
-        )
+        columns = window_columns(config.window, loss_NT.shape[1])
+        feature_NT = loss_NT if len(columns) == loss_NT.shape[1] else loss_NT[:, columns]
     rows = Rows(example_id_N, draws.draw_N, stratum_N, feature_NT)
     if config.guard is None:
         return strata, rows, None
     occurrence_N = occurrences(draws.content_hash_N, example_id_N)
-    found = set_aside(table.column("loss_initial").to_numpy(), loss_NT, occurrence_N, config.guard)
+    initial = inputs.trajectories.read_in_order("trajectories-", ["example_id", "loss_initial"])
+    found = set_aside(initial.column("loss_initial").to_numpy(), loss_NT, occurrence_N, config.guard)
     _judge_guard(found)
     return strata, rows.where(found.kept_N), Guarded(example_id_N, loss_NT, found)
 

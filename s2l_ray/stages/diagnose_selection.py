@@ -221,7 +221,7 @@ class ClusteredRows:
 @lru_cache(maxsize=1)
 def clustered_rows(inputs: Inputs, seed: int) -> ClusteredRows:
     """Read which row is in which cluster."""
-    table = inputs.clusters.read_table("assignments-", ["example_id", "stratum", "cluster_id"]).sort_by("example_id")
+    table = inputs.clusters.read_in_order("assignments-", ["example_id", "stratum", "cluster_id"])
     example_id_N = table.column("example_id").to_numpy()
     strata = table.column("stratum").to_numpy(zero_copy_only=False)
     label_N = cluster_keys(strata, table.column("cluster_id").to_numpy())

@@ -72,7 +72,7 @@ def import_trajectories(
 
 def _places(inputs: Inputs, losses: ImportedLosses, example_ids: pa.ChunkedArray) -> NDArray[np.int64]:
     """Return where the losses of each example stand."""
-    examples = inputs.examples.read_table("examples-", ["example_id", "user_id"]).sort_by("example_id")
+    examples = inputs.examples.read_in_order("examples-", ["example_id", "user_id"])
     examples = examples.filter(pc.is_in(examples.column("example_id"), value_set=example_ids.combine_chunks()))
     wanted = example_ids
     if losses.identity == "user_id":

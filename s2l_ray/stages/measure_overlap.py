@@ -79,7 +79,7 @@ def measure_overlap(
 
 @lru_cache(maxsize=2)
 def _held_out_keys(eval_examples: Artifact) -> tuple[list[int], PromptKeys]:
-    return _keys(eval_examples.read_table("examples-", ["example_id", "turns"]).sort_by("example_id"))
+    return _keys(eval_examples.read_in_order("examples-", ["example_id", "turns"]))
 
 
 def _keys(table: pa.Table) -> tuple[list[int], PromptKeys]:

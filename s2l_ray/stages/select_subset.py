@@ -168,7 +168,7 @@ def _check_left(n_wanted: int | None, n_pool: int, n_left: int) -> None:
 
 
 def _read_pool(inputs: Inputs, seed: int) -> tuple[Pool, Names]:
-    examples = inputs.examples.read_table("examples-", ["example_id", "content_hash", "source"]).sort_by("example_id")
+    examples = inputs.examples.read_in_order("examples-", ["example_id", "content_hash", "source"])
     id_N = examples.column("example_id").to_numpy()
     draw_N = Draws.of(examples, seed).draw_N
     lengths, responses, in_pool = _token_counts(inputs, id_N)
@@ -243,8 +243,7 @@ def _earlier(pool: Pool, names: Names, inputs: Inputs) -> Earlier | None:
 def _score(pool: Pool, method: ScoredMethod, inputs: Inputs) -> NDArray[np.float64]:
     initial_N = last_N = np.zeros(len(pool), np.float32)
     if inputs.trajectories is not None:
-        table = inputs.trajectories.read_table("trajectories-", ["example_id", "loss_initial", "loss"])
-        table = table.sort_by("example_id")
+        table = inputs.trajectories.read_in_order("trajectories-", ["example_id", "loss_initial", "loss"])
         place_N = np.searchsorted(table.column("example_id").to_numpy(), pool.example_id_N)
         initial_N = table.column("loss_initial").to_numpy()[place_N]
         last_N = schemas.matrix(table, "loss")[place_N, -1]
@@ -255,9 +254,10 @@ def _score(pool: Pool, method: ScoredMethod, inputs: Inputs) -> NDArray[np.float
 
 def _facility_location_rank(pool: Pool, inputs: Inputs, n_wanted: int) -> NDArray[np.int64]:
     assert inputs.hidden_states is not None
-    table = inputs.hidden_states.read_table("hidden_states-").sort_by("example_id")
-    place_N = np.searchsorted(table.column("example_id").to_numpy(), pool.example_id_N)
-    hidden_ND = schemas.matrix(table, "hidden_state")[place_N]
+    example_id_N, hidden_ND = inputs.hidden_states.read_matrix("hidden_states-", "hidden_state")
+    place_N = np.searchsorted(example_id_N, pool.example_id_N)
+    if len(place_N) < len(example_id_N):
+        hidden_ND = hidden_ND[place_N]
     with display.progress("facility location", n_wanted, "rows") as progress:
         return facility_location_rank(hidden_ND, pool.draw_N, pool.example_id_N, n_wanted, on_progress=progress.update)
 

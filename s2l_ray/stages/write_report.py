@@ -235,7 +235,7 @@ def _examples(arms: Mapping[str, Mapping[str, Artifact]], count: int) -> list[Ex
 
 
 def _by_health(made: Mapping[str, Artifact], count: int) -> dict[int, str]:
-    table = made["diagnostics"].read_table("health-", ["example_id", "health"]).sort_by("example_id")
+    table = made["diagnostics"].read_in_order("health-", ["example_id", "health"])
     by_name = {name: table.filter(pc.equal(table.column("health"), name)).column("example_id") for name in HEALTH}
     found = [name for name in HEALTH if len(by_name[name])]
     chosen: dict[int, str] = {}

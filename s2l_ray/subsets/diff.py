@@ -75,7 +75,7 @@ def rank_correlation(rank_a_C: NDArray[Any], rank_b_C: NDArray[Any]) -> float | 
 
 
 def _rows(subset: Artifact, examples: Artifact, by_id: bool) -> Rows:
-    chosen = subset.read_table("subset.parquet").sort_by("example_id")
+    chosen = subset.read_in_order("subset.parquet")
     id_N = chosen.column("example_id").to_numpy()
     told = examples.read_examples("examples-", id_N, ["example_id", "content_hash", "source"])
     hash_N = told.column("content_hash").to_numpy()

@@ -133,7 +133,7 @@ def selection_table(subset: Artifact, examples: Artifact) -> pa.Table:
     Raises:
         ArtifactError: the examples lack one of them.
     """
-    chosen = subset.read_table("subset.parquet").sort_by("example_id").replace_schema_metadata(None)
+    chosen = subset.read_in_order("subset.parquet").replace_schema_metadata(None)
     ids = chosen.column("example_id")
     columns = [name for name in _COLUMNS if name not in chosen.column_names]
     places = examples.read_examples("examples-", ids.combine_chunks(), ["example_id", *columns])

@@ -31,7 +31,8 @@ from tests.benchmarks.kmeans import T, trajectories
 
 WORDS = [f"{first}{second}" for first in ("ba", "ke", "lo", "mu", "ny", "sir", "tor", "ven") for second in "aeiouxyz"]
 MIB = 2**20
-PART_ROWS = 1_000_000
+PART_ROWS = 65_536
+"""As `prepare_examples` has it."""
 FRESH = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
