@@ -28,9 +28,10 @@ def step_folder(step: int) -> str:
 
 
 def matrix(table: pa.Table, column: str) -> NDArray[Any]:
-    """Return a column of lists of one length as a matrix, a row for each of the table's."""
-    values: NDArray[Any] = table.column(column).combine_chunks().flatten().to_numpy()
-    return values.reshape(len(table), values.size // max(1, len(table)))
+    """Return a column of fixed-size lists as a matrix, a row for each of the table's."""
+    lists = table.column(column)
+    values: NDArray[Any] = lists.combine_chunks().flatten().to_numpy()
+    return values.reshape(len(table), lists.type.list_size)
 
 
 def is_ascending(example_id_N: NDArray[Any]) -> bool:

@@ -257,6 +257,25 @@ def test_read_table_takes_files_in_order_of_path(storage):
     assert commit(output, records).read_table("p-").column(0).to_pylist() == [0, 1, 2]
 
 
+@pytest.mark.parametrize("files", [[[1, 2], [5, 9]], [[5, 9], [], [2, 1]]])
+def test_rows_are_read_in_order_of_id_however_they_lie(storage, files):
+    vectors = pa.schema([pa.field("example_id", pa.int64()), pa.field("loss", pa.list_(pa.float32(), 2))])
+    output = begun(storage)
+    records = [
+        output.write_parquet(
+            f"p-{number}.parquet",
+            [pa.table({"example_id": ids, "loss": [[i, -i] for i in ids]}, schema=vectors)],
+            vectors,
+        )
+        for number, ids in enumerate(files)
+    ]
+    artifact = commit(output, records)
+    id_N, loss_NT = artifact.read_matrix("p-", "loss")
+    assert id_N.tolist() == [1, 2, 5, 9]
+    assert loss_NT.tolist() == [[1, -1], [2, -2], [5, -5], [9, -9]]
+    assert artifact.read_in_order("p-").column("loss").to_pylist() == loss_NT.tolist()
+
+
 def test_read_table_of_no_file_is_an_artifact_error(storage):
     with pytest.raises(ArtifactError, match="rows-"):
         commit(begun(storage)).read_table("rows-")
