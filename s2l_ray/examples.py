@@ -19,11 +19,12 @@ import pyarrow.compute as pc
 
 from s2l_ray import schemas
 from s2l_ray.errors import DataError
-from s2l_ray.formats.row import BadRow, Row
+from s2l_ray.evaluation_sets import SETS
+from s2l_ray.formats.row import BadRow, Row, UnusableRowError, bad_type
 from s2l_ray.input_files import InputFile, Warn, shown
 from s2l_ray.layouts import REQUIRED, RESERVED, Layout, check_columns, check_reserved
 from s2l_ray.raw_rows import columns_of, read_rows
-from s2l_ray.turns import Turn, UnusableRowError, bad_type, turns_of
+from s2l_ray.turns import Turn, turns_of
 
 _TRUTHS = {"true": True, "false": False, "": None}
 _ROW_BITS = 40
@@ -215,7 +216,7 @@ def _example(file: InputFile, layout: Layout, number: int, row: Row) -> Example:
         input_file=file.name,
         input_row=number,
         content_hash=hashed,
-        source=_label(row, columns["source"]) or file.source,
+        source=_label(row, columns["source"]) or file.source or (layout.name if layout.name in SETS else None),
         skill=_label(row, columns["skill"]),
         is_wrong=_truth(row, columns["is_wrong"]),
         turns=turns,

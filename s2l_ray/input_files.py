@@ -14,7 +14,7 @@ import pyarrow.fs as pafs
 from s2l_ray.errors import ConfigError, DataError, StorageError
 from s2l_ray.storage import open_filesystem, opened
 
-FileFormat = Literal["jsonl", "json", "csv", "parquet", "arrow"]
+FileFormat = Literal["jsonl", "json", "csv", "parquet", "arrow", "pairs"]
 Compression = Literal["gzip", "zstd"]
 Warn = Callable[[str], None]
 

@@ -94,7 +94,8 @@ def _find_entry(entry: InputPath, key: str) -> list[InputFile]:
             raise ConfigError(f"{key}: the file name {file.name!a} is not UTF-8; rename the file.")
     # Threads hide the latency of object stores; sniffing itself costs nothing.
     with ThreadPoolExecutor(16) as pool:
-        found = list(pool.map(lambda file: sniff(file, key), unsniffed))
+        pairs = entry.format == "mathematics"
+        found = list(pool.map(lambda file: sniff(file, key, may_be_pairs=pairs), unsniffed))
     formats = [each.file_format for each in found]
     first = {kind: file.name for kind, file in zip(reversed(formats), reversed(unsniffed), strict=True) if kind}
     if len(first) > 1:

@@ -9,6 +9,9 @@ The layouts that are known, by the columns that they need, and in brackets those
     sharegpt           conversations: the same
     text               text, all of which is learned; only where no other layout fits
 
+Beside them stand the layouts of `evaluation_sets`, by the set's name. `auto` takes one only where none of the above
+fits, and only those that their columns tell apart.
+
 Any may have an `id` and the labels `source`, `skill`, `is_wrong`.
 """
 
@@ -19,11 +22,13 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from s2l_ray.errors import ConfigError, DataError
+from s2l_ray.evaluation_sets import SETS, SetName
 from s2l_ray.formats.row import BadRow
 from s2l_ray.input_files import InputFile, listed, shown
 from s2l_ray.raw_rows import read_rows
 
-LayoutName = Literal["alpaca", "prompt_completion", "messages", "sharegpt", "question_answer", "text"]
+GeneralName = Literal["alpaca", "prompt_completion", "messages", "sharegpt", "question_answer", "text"]
+LayoutName = Literal[GeneralName, SetName]
 
 RESERVED = frozenset({"example_id", "content_hash", "input_file", "input_row"})
 """Columns that the data may not have: ours of the same name would hide them."""
@@ -38,6 +43,7 @@ REQUIRED: Mapping[LayoutName, tuple[str, ...]] = {
     "sharegpt": ("conversations",),
     "question_answer": ("question", "answer"),
     "text": ("text",),
+    **{name: SETS[name].required for name in get_args(SetName)},
 }
 OPTIONAL: Mapping[LayoutName, tuple[str, ...]] = {
     "alpaca": ("input", "system", "history"),
@@ -46,6 +52,7 @@ OPTIONAL: Mapping[LayoutName, tuple[str, ...]] = {
     "sharegpt": ("system", "tools"),
     "question_answer": ("system",),
     "text": (),
+    **{name: SETS[name].optional for name in get_args(SetName)},
 }
 LABELS = ("source", "skill", "is_wrong")
 _TEXTS = tuple(dict.fromkeys(itertools.chain(*REQUIRED.values(), *OPTIONAL.values())))
@@ -166,7 +173,7 @@ def _candidates(layout: str, columns: Mapping[str, str], mapping: str) -> tuple[
             f"{mapping.removesuffix('columns:')}format: found {layout!r}, expected auto, {', '.join(names)}."
         )
     mapped = {our for our in columns if our not in ("id", *LABELS)}
-    open_names = [name for name in names if layout in ("auto", name)]
+    open_names = get_args(GeneralName) if layout == "auto" else [name for name in names if name == layout]
     fitting = tuple(name for name in open_names if mapped <= _texts(name))
     if not fitting:
         wanted = (
@@ -222,6 +229,9 @@ def _choose(
         fitting = [name for name in fitting if name != "text"]
     if len(fitting) == 1:
         return fitting[0]
+    told: list[LayoutName] = [name for name in get_args(SetName) if _tells(name, columns, found)]
+    if not fitting and len(told) == 1:
+        return told[0]
     expected = " or ".join(" + ".join(REQUIRED[name]) for name in fitting or candidates)
     if fitting:
         raise DataError(
@@ -230,8 +240,15 @@ def _choose(
         )
     raise DataError(
         f"{shown(file.name)}: found the columns {listed(found)}, expected {expected}. Map them, e.g. "
-        f"`{mapping} {{instruction: task, output: solution}}`."
+        f"`{mapping} {{instruction: task, output: solution}}`, or name the evaluation set that they are of, e.g. "
+        "`{path: ..., format: numglue}`."
     )
+
+
+def _tells(name: SetName, columns: Mapping[str, str], found: Sequence[str]) -> bool:
+    """Return whether the columns are those of a set and of nothing else that is known."""
+    told_by, mapped = SETS[name].told_by, {our for our in columns if our not in ("id", *LABELS)}
+    return bool(told_by) and not mapped and set(told_by) <= set(found)
 
 
 def check_columns(file: InputFile, found: Sequence[str], needed: Mapping[str, str], mapping: str = "columns:") -> None:

@@ -16,6 +16,7 @@ from s2l_ray.config import (
     ModelConfig,
     ModelKey,
     NamedModel,
+    PromptName,
     Section,
     derive_seed,
 )
@@ -200,7 +201,8 @@ def arm_nodes(
     for key, model in _models(config):
         nodes[f"{key}_tokenizer"] = tokenizer = _tokenizer_node(config, key, model, examples)
         nodes[f"{key}_tokens"] = tokens_node(config, key, examples, tokenizer, overlap if drops else None)
-    nodes["eval_tokens"] = tokens_node(config, "target", eval_examples, nodes["target_tokenizer"])
+    prompt = config.evaluate.prompt
+    nodes["eval_tokens"] = tokens_node(config, "target", eval_examples, nodes["target_tokenizer"], prompt=prompt)
     # Whoever brings trajectories has no proxy here, and its rows are those that the target can be trained on.
     nodes.setdefault("proxy_tokens", nodes["target_tokens"])
     selecting = {"examples": examples, "proxy_tokens": nodes["proxy_tokens"], "target_tokens": nodes["target_tokens"]}
@@ -242,7 +244,7 @@ def arm_nodes(
         stage="evaluate_target",
         config=EvaluateSettings(config.evaluate, config.target.precision, allow_code_execution),
         settings={
-            **settings_of(config.evaluate, without=("path", "columns", "held_out", "encoder")),
+            **settings_of(config.evaluate, without=("path", "columns", "held_out", "encoder", "prompt")),
             "precision": config.target.precision,
             **({"judges": judges} if judges else {}),
             **({"encoder": settings_of(encoder, without=("model", "revision"))} if encoder else {}),
@@ -428,14 +430,23 @@ def _tokenizer_node(config: Config, key: ModelKey, model: ModelConfig, examples:
     )
 
 
-def tokens_node(config: Config, key: ModelKey, examples: Node, tokenizer: Node, overlap: Node | None = None) -> Node:
-    """Lay out the tokens of some examples for one of the models."""
-    template = config.tokens.template_of(key)
+def tokens_node(
+    config: Config,
+    key: ModelKey,
+    examples: Node,
+    tokenizer: Node,
+    overlap: Node | None = None,
+    *,
+    prompt: PromptName = "plain",
+) -> Node:
+    """Lay out the tokens of some examples for one of the models; `prompt` is of held-out ones."""
+    max_tokens, template = config.tokens.max_tokens, config.tokens.template_of(key)
+    asked = {} if prompt == "plain" else {"prompt": prompt}
     return Node(
         artifact="tokens",
         stage="tokenize_examples",
-        config=TokenizeSettings(config.tokens.max_tokens, template, config.examples),
-        settings={"max_tokens": config.tokens.max_tokens, "template": template},
+        config=TokenizeSettings(max_tokens, template, config.examples, prompt),
+        settings={"max_tokens": max_tokens, "template": template, **asked},
         inputs={"examples": examples, "tokenizer": tokenizer} | ({"overlap": overlap} if overlap else {}),
     )
 

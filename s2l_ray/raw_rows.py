@@ -1,7 +1,8 @@
 """The rows of an input file as they stand in it: read one after the other, and copied out untouched.
 
 A row is a mapping from column to value, or a `BadRow` that says why it is none. Rows are numbered from 0: by physical
-line in JSON Lines and CSV (blank lines count and are no rows), by element in a JSON array, by row in a table.
+line in JSON Lines and CSV (blank lines count and are no rows), by that of the question in pairs of lines, by element in
+a JSON array, by row in a table.
 
 What makes one row unusable is told for that row. What makes a file unreadable from some point on (bytes that are not
 UTF-8, a broken array, a corrupt page, a quotation without end) is a `DataError`, since nothing behind it can be
@@ -17,7 +18,7 @@ from typing import Any, BinaryIO, cast
 import pyarrow as pa
 
 from s2l_ray.errors import DataError
-from s2l_ray.formats import csv_rows, json_rows, table_rows
+from s2l_ray.formats import csv_rows, json_rows, pair_rows, table_rows
 from s2l_ray.formats.row import NumberedRows
 from s2l_ray.input_files import InputFile, Warn, shown
 
@@ -51,6 +52,8 @@ def _read(file: InputFile, columns: Collection[str] | None, on_warning: Warn) ->
             return json_rows.read_array(file, on_warning)
         case "csv":
             return csv_rows.read_csv(file)
+        case "pairs":
+            return pair_rows.read_pairs(file)
         case "parquet":
             return table_rows.read_parquet(file, columns)
         case "arrow":
@@ -65,14 +68,16 @@ def columns_of(file: InputFile) -> tuple[str, ...] | None:
     """
     if file.bytes == 0 or file.file_format in ("jsonl", "json"):
         return None
+    if file.file_format == "pairs":
+        return pair_rows.COLUMNS
     return csv_rows.csv_columns(file) if file.file_format == "csv" else table_rows.table_columns(file)
 
 
 def copy_rows(file: InputFile, rows: Sequence[int], sink: BinaryIO) -> int:
     """Write the chosen rows in the file's own format and compression, their fields untouched.
 
-    JSON Lines and CSV: the bytes of each row. A JSON array: the text of each element, in a new array. Tables: the
-    same columns, types and metadata. One call writes one whole file.
+    JSON Lines, CSV, pairs of lines: the bytes of each row. A JSON array or object: the text of each element, in a new
+    array. Tables: the same columns, types and metadata. One call writes one whole file.
 
     Args:
         file: from `find_inputs`.
@@ -92,6 +97,7 @@ def copy_rows(file: InputFile, rows: Sequence[int], sink: BinaryIO) -> int:
         "jsonl": json_rows.copy_lines,
         "json": json_rows.copy_elements,
         "csv": csv_rows.copy_csv,
+        "pairs": pair_rows.copy_pairs,
         "parquet": table_rows.copy_parquet,
         "arrow": table_rows.copy_arrow,
     }[file.file_format]

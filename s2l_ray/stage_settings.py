@@ -9,6 +9,7 @@ from s2l_ray.config import (
     EvaluateConfig,
     ExamplesConfig,
     ModelConfig,
+    PromptName,
     ProxyConfig,
     ReportConfig,
     SelectConfig,
@@ -53,6 +54,8 @@ class TokenizeSettings:
     template: TemplateName
     examples: ExamplesConfig
     """For what becomes of rows that the template refuses."""
+    prompt: PromptName = "plain"
+    """What is asked for behind the last question of each."""
 
 
 @dataclass(frozen=True)

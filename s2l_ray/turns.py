@@ -9,8 +9,9 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from s2l_ray.formats.row import Row, kind_of
-from s2l_ray.input_files import listed, shown
+from s2l_ray.evaluation_sets import SETS
+from s2l_ray.formats.row import Row, UnusableRowError, bad_type, kind_of, missing, text_of
+from s2l_ray.input_files import shown
 from s2l_ray.layouts import REQUIRED, Layout
 
 _ROLES = {name: name for name in ("system", "user", "assistant", "tool")} | {
@@ -41,10 +42,6 @@ def last_exchange(turns: Sequence[Turn]) -> tuple[str, str]:
     return "\n".join(asked), turns[answer].content
 
 
-class UnusableRowError(Exception):
-    """A row that is no example; the text is the reason."""
-
-
 def turns_of(row: Row, layout: Layout) -> tuple[Turn, ...]:
     """Return the turns of a row.
 
@@ -57,13 +54,18 @@ def turns_of(row: Row, layout: Layout) -> tuple[Turn, ...]:
             return (*_preamble(row, layout), *_chat_turns(row, column))
         case "text":
             return (Turn("text", _answer(row, layout.columns["text"])),)
+        case name if name in SETS:
+            return _of_set(row, layout)
         case _:
             return (*_preamble(row, layout), *_history(row, layout), *_question_and_answer(row, layout))
 
 
-def bad_type(column: str, value: object, expected: str) -> UnusableRowError:
-    """Return the error for a value of another type than its column holds."""
-    return UnusableRowError(f"wrong_type: column `{shown(column)}` holds {kind_of(value)}, expected {expected}")
+def _of_set(row: Row, layout: Layout) -> tuple[Turn, ...]:
+    """Return question and answer of a row of an evaluation set, which knows its columns by their own names."""
+    question, answer = SETS[layout.name].read({our: row[its] for our, its in layout.columns.items() if its in row})
+    if not answer or answer.isspace():
+        raise UnusableRowError("blank_output: the answer has no text")
+    return (Turn("user", question), Turn("assistant", answer))
 
 
 def _preamble(row: Row, layout: Layout) -> list[Turn]:
@@ -72,7 +74,7 @@ def _preamble(row: Row, layout: Layout) -> list[Turn]:
     if (tools := _optional(row, layout, "tools")) not in (None, "", []):
         turns.append(Turn("tools", _tools(layout.columns["tools"], tools)))
     if _optional(row, layout, "system") not in (None, ""):
-        turns.append(Turn("system", _text(row, layout.columns["system"])))
+        turns.append(Turn("system", text_of(row, layout.columns["system"])))
     return turns
 
 
@@ -108,9 +110,9 @@ def _history(row: Row, layout: Layout) -> list[Turn]:
 
 def _question_and_answer(row: Row, layout: Layout) -> list[Turn]:
     prompt, response = (layout.columns[our] for our in REQUIRED[layout.name])
-    turns = [Turn("user", _text(row, prompt))]
+    turns = [Turn("user", text_of(row, prompt))]
     if _optional(row, layout, "input") is not None:
-        more = _text(row, layout.columns["input"])
+        more = text_of(row, layout.columns["input"])
         if more:
             turns.append(Turn("input", more))
     turns.append(Turn("assistant", _answer(row, response)))
@@ -118,29 +120,16 @@ def _question_and_answer(row: Row, layout: Layout) -> list[Turn]:
 
 
 def _answer(row: Row, column: str) -> str:
-    answer = _text(row, column)
+    answer = text_of(row, column)
     if not answer or answer.isspace():
         raise UnusableRowError(f"blank_output: column `{shown(column)}` has no text")
     return answer
 
 
-def _text(row: Row, column: str) -> str:
-    value = row.get(column)
-    if isinstance(value, str):
-        return value
-    if column not in row:
-        raise _missing(row, column)
-    raise bad_type(column, value, "text")
-
-
-def _missing(row: Row, column: str) -> UnusableRowError:
-    return UnusableRowError(f"missing_column: `{shown(column)}` is not among {listed(list(row), 8)}")
-
-
 def _chat_turns(row: Row, column: str) -> tuple[Turn, ...]:
     messages = row.get(column)
     if column not in row:
-        raise _missing(row, column)
+        raise missing(row, column)
     if not isinstance(messages, list):
         raise bad_type(column, messages, "a list of turns")
     if not messages:

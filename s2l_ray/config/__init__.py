@@ -52,8 +52,25 @@ MetricName = Literal[
 """What held-out rows are judged by; `judging.metrics` says how."""
 
 
-FormatName = Literal["auto", "alpaca", "prompt_completion", "messages", "sharegpt", "question_answer", "text"]
-"""How rows are laid out; `layouts` says which columns each has."""
+FormatName = Literal[
+    "auto",
+    "alpaca",
+    "prompt_completion",
+    "messages",
+    "sharegpt",
+    "question_answer",
+    "text",
+    "gsm8k",
+    "math",
+    "svamp",
+    "aqua",
+    "numglue",
+    "simuleq",
+    "mathematics",
+]
+"""How rows are laid out; `layouts` says which columns each has, and `evaluation_sets` what those are of a set."""
+PromptName = Literal["plain", "step_by_step", "program"]
+"""What held-out questions ask for beside their answer; `prompts` says in which words."""
 
 
 class SyntheticCorpus(Section):
@@ -81,7 +98,7 @@ class InputPath(Section):
     path: str
     """File, folder or glob; a local path or a `pyarrow.fs` URI."""
     source: str | None = None
-    """Source name of its rows, unless they carry their own."""
+    """Source name of its rows, unless they carry their own; of an evaluation set its name."""
     format: FormatName | None = None
     """As `examples.format`, of this input alone."""
     columns: dict[str, str] | None = None
@@ -242,7 +259,8 @@ class EvaluateConfig(Section):
     """What the target is judged on."""
 
     path: str | tuple[InputPath, ...] | None = None
-    """Held-out data; null: a hash-held-out share of the examples."""
+    """Held-out data, or a list of `{path, source, format}`, e.g. `[{path: SVAMP.json, format: svamp}]`; null: a
+    hash-held-out share of the examples."""
     columns: dict[str, str] = Field(default_factory=dict)
     """As `examples.columns`."""
     held_out: float = Field(0.05, gt=0, lt=1)
@@ -255,6 +273,8 @@ class EvaluateConfig(Section):
     """What `bert_score` reads texts with."""
     max_new_tokens: int = Field(64, ge=1)
     """Longest generated answer [tokens]."""
+    prompt: PromptName = "plain"
+    """What is asked for behind each held-out question: `step_by_step` thoughts, or a `program`, in MAmmoTH's words."""
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Texts at which an answer ends; the first of them, and what follows, is left out: `["\\n\\nQuestion:"]`."""
     max_rows: int | None = Field(None, ge=1)

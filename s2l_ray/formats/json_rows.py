@@ -1,4 +1,7 @@
-"""JSON: a row per line, or one array of rows. Elements of an array are decoded one by one, so memory is bounded."""
+"""JSON: a row per line, one array of rows, or one row over several lines.
+
+Elements of an array are decoded one by one, so memory is bounded.
+"""
 
 import codecs
 import itertools
@@ -27,7 +30,7 @@ def read_lines(file: InputFile, on_warning: Warn) -> NumberedRows:
 
 
 def read_array(file: InputFile, on_warning: Warn) -> NumberedRows:
-    """Yield the rows of a JSON array, numbered by element."""
+    """Yield the rows of a JSON array, numbered by element, or the one row of a file that is an object."""
     decoder = _RowDecoder()
     for number, value, _ in _elements(file, decoder):
         yield number, decoder.check(number, value)
@@ -165,11 +168,16 @@ def _skip_line(stream: BinaryIO) -> int:
 
 
 def _elements(file: InputFile, decoder: "_RowDecoder") -> Iterator[tuple[int, Any, str]]:
-    """Yield (number, value, text) of every element of a JSON array."""
+    """Yield (number, value, text) of every element of a JSON array; an object by itself is the only one."""
     with open_input(file) as stream:
         window = _Window(file, stream)
-        window.take("[", "the array")
         number = 0
+        if window.peek() == "{":
+            yield number, *window.element(decoder, number)
+            if window.peek():
+                raise window.error("found text after the end of the only object")
+            return
+        window.take("[", "the array")
         if window.peek() == "]":
             window.take("]", "the array")
         else:
@@ -228,9 +236,10 @@ class _Window:
             except (ValueError, RecursionError) as error:
                 problem, whole = _beyond_limits(error), True
             else:
-                # At the end of the window, `0` or `0.` may be the beginning of `0.5`.
+                # At the end of the window, `0` or `0.` may be the beginning of `0.5`; an object ends by itself.
                 behind = self._text[end : end + 1]
-                whole = end + _LONGEST_TOKEN < len(self._text) or behind in _BEHIND_ELEMENT
+                ends_here = behind in _BEHIND_ELEMENT if behind else self._text[end - 1] == "}"
+                whole = end + _LONGEST_TOKEN < len(self._text) or ends_here
                 problem = f"found {behind!r} behind it" if behind else problem
                 if whole:
                     text, self._at = self._text[self._at : end], end

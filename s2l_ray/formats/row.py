@@ -20,6 +20,10 @@ class BadRow:
     reason: str
 
 
+class UnusableRowError(Exception):
+    """A row that is no example; the text is the reason: a short code, a colon, and the details."""
+
+
 NumberedRows = Iterator[tuple[int, Row | BadRow]]
 
 
@@ -29,6 +33,30 @@ def kind_of(value: Any) -> str:
         return "null"
     kinds = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
     return kinds.get(type(value), f"a value of type {type(value).__name__}")
+
+
+def bad_type(column: str, value: object, expected: str) -> UnusableRowError:
+    """Return the error for a value of another type than its column holds."""
+    return UnusableRowError(f"wrong_type: column `{shown(column)}` holds {kind_of(value)}, expected {expected}")
+
+
+def missing(row: Row, column: str) -> UnusableRowError:
+    """Return the error for a column that a row lacks."""
+    return UnusableRowError(f"missing_column: `{shown(column)}` is not among {listed(list(row), 8)}")
+
+
+def text_of(row: Row, column: str) -> str:
+    """Return a column's text.
+
+    Raises:
+        UnusableRowError: there is none.
+    """
+    value = row.get(column)
+    if isinstance(value, str):
+        return value
+    if column not in row:
+        raise missing(row, column)
+    raise bad_type(column, value, "text")
 
 
 def too_large() -> BadRow:

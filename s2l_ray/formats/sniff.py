@@ -19,8 +19,8 @@ from s2l_ray.input_files import (
 )
 
 SUPPORTED = (
-    "JSON Lines (.jsonl, .ndjson), a JSON array (.json), CSV (.csv, .tsv), each as it is or compressed (.gz, .zst), "
-    "Parquet (.parquet), Arrow (.arrow, .feather)"
+    "JSON Lines (.jsonl, .ndjson), a JSON array or object (.json), CSV (.csv, .tsv), each as it is or compressed "
+    "(.gz, .zst), Parquet (.parquet), Arrow (.arrow, .feather)"
 )
 
 _EXTENSIONS: dict[str, FileFormat] = {
@@ -51,12 +51,13 @@ class Found(NamedTuple):
     compression: Compression | None = None
 
 
-def sniff(file: InputFile, key: str) -> Found:
+def sniff(file: InputFile, key: str, *, may_be_pairs: bool = False) -> Found:
     """Tell format and compression.
 
     Args:
         file: its own format and compression are not looked at.
         key: the config path of the input, for messages.
+        may_be_pairs: text that is of no other format is a question and its answer by turns, a line each.
 
     Raises:
         ConfigError: it is of no supported format.
@@ -77,7 +78,10 @@ def sniff(file: InputFile, key: str) -> Found:
         with decompressed(stream, file, compression) as content:
             head = content.read(_HEAD_BYTES)
     is_as_named = compression is not None or not _is_named_compressed(file.name)
-    return Found(_sniff_text(file, head, declared_format(file.name) if is_as_named else None, key), compression)
+    declared = declared_format(file.name) if is_as_named else None
+    if may_be_pairs and declared is None and _is_plain_text(head):
+        return Found("pairs", compression)
+    return Found(_sniff_text(file, head, declared, key), compression)
 
 
 def declared_format(name: str) -> FileFormat | None:
@@ -99,6 +103,15 @@ def _check_end(file: InputFile, stream: BinaryIO, magic: bytes, kind: str) -> No
         )
 
 
+def _without_mark(head: bytes) -> bytes:
+    return head.removeprefix(BYTE_ORDER_MARK).lstrip()
+
+
+def _is_plain_text(head: bytes) -> bool:
+    is_binary = head.startswith(_UNSUPPORTED_START) or _is_wide(head)
+    return bool(head) and not is_binary and not _JSON_START.match(_without_mark(head))
+
+
 def _sniff_text(file: InputFile, head: bytes, declared: FileFormat | None, key: str) -> FileFormat | None:
     if head.startswith((*_UNSUPPORTED_START, PARQUET_MAGIC, ARROW_MAGIC)):
         raise _unsupported(file, key)
@@ -113,18 +126,18 @@ def _sniff_text(file: InputFile, head: bytes, declared: FileFormat | None, key: 
             f"{shown(file.name)}: the file is UTF-16 or UTF-32, expected UTF-8; convert it, e.g. "
             "`iconv -f UTF-16 -t UTF-8`."
         )
-    text = head.removeprefix(BYTE_ORDER_MARK).lstrip()
+    text = _without_mark(head)
     if declared is None and head and not _JSON_START.match(text):
         raise _unsupported(file, key)
     if declared == "csv":
         return "csv" if text else None
-    return _sniff_json(text, file.name)
+    return _sniff_json(text)
 
 
 def _unsupported(file: InputFile, key: str) -> ConfigError:
     return ConfigError(
         f"{key}: `{shown(file.name)}` is of no supported format. Expected {SUPPORTED}; convert or unpack it, or leave "
-        "it out with a pattern."
+        "it out with a pattern. Questions and answers by turns, a line each, are read as `{path, format: mathematics}`."
     )
 
 
@@ -133,18 +146,15 @@ def _is_wide(head: bytes) -> bool:
     return head.startswith(_UTF16_MARKS) or head[:2].count(0) == 1 or (head[:3] == b"\0\0\0" and head[3:4] > b"\0")
 
 
-def _sniff_json(text: bytes, name: str) -> FileFormat | None:
-    """Tell JSON Lines from an array. A first line that is a whole array, with more below, is a (bad) row."""
+def _sniff_json(text: bytes) -> FileFormat | None:
+    """Tell JSON Lines from an array or an object over several lines, and a first line that is a (bad) row by itself."""
     if not text:
         return None
     line, _, below = text.partition(b"\n")
     if text.startswith(b"["):
         return "jsonl" if below.strip() and _is_json(line) else "json"
     if line.strip() == b"{":
-        raise DataError(
-            f"{shown(name)}: holds a JSON object that runs over several lines. Expected one row per "
-            "line, or an array of rows."
-        )
+        return "json"
     return "jsonl"
 
 

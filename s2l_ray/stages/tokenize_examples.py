@@ -19,6 +19,7 @@ from s2l_ray.errors import ArtifactError, DataError
 from s2l_ray.examples import RejectedRow, bad_row_error, turn_pairs
 from s2l_ray.log import display
 from s2l_ray.needs import check_rejected
+from s2l_ray.prompts import with_instruction
 from s2l_ray.stage_settings import TokenizeSettings
 from s2l_ray.stages.shards import ExamplesFile, Receipt, map_shards
 from s2l_ray.tokens import NO_RESPONSE, NOTHING, Segment, TokenizedExample, opened_tokenizer, render, tokens_table
@@ -82,7 +83,7 @@ class TokenizeFile:
     def _tokenize(self, part: pa.Table) -> tuple[list[TokenizedExample], list[str]]:
         """Return every example tokenized, and why, should it have no response token."""
         tokenizer = opened_tokenizer(self.inputs.tokenizer)
-        conversations = list(turn_pairs(part.column("turns")))
+        conversations = [with_instruction(turns, self.config.prompt) for turns in turn_pairs(part.column("turns"))]
         reasons = [NO_RESPONSE] * len(conversations)
         laid_out: dict[int, list[Segment]] = {}
         chats: dict[int, Chat] = {}

@@ -20,8 +20,8 @@ from s2l_ray.raw_rows import read_rows
 
 FOLDER = "data"
 """Where an export keeps the rows."""
-_BUILDERS = {"jsonl": "json", "json": "json", "csv": "csv", "parquet": "parquet", "arrow": "arrow"}
-_ENDINGS = {"jsonl": ".jsonl", "json": ".json", "csv": ".csv", "parquet": ".parquet", "arrow": ".arrow"}
+_BUILDERS = {"jsonl": "json", "json": "json", "csv": "csv", "parquet": "parquet", "arrow": "arrow", "pairs": "text"}
+_ENDINGS = {kind: f".{kind}" for kind in _BUILDERS} | {"pairs": ".txt"}
 _COMPRESSED_ENDINGS = {None: "", "gzip": ".gz", "zstd": ".zst"}
 _UNKNOWN_ENDINGS = (".feather", ".zstd")
 """Names of formats that we read and `datasets` knows by other names only."""
@@ -65,6 +65,10 @@ class Group:
         """The columns of all of them."""
         return tuple(self.files[0].kinds)
 
+    def has_text_alone(self, columns: Iterable[str]) -> bool:
+        """Return whether columns hold nothing but text, in all of the files."""
+        return all(file.kinds.get(column, frozenset()) <= {"text"} for file in self.files for column in columns)
+
     def front_matter(self) -> dict[str, Any]:
         """Return the entry under `configs` of a data set card."""
         # A path is a pattern there. Texts such as NA are what stands in the file, and no missing values.
@@ -105,6 +109,8 @@ def export_paths(files: Sequence[InputFile]) -> list[str]:
 
 def _is_well_named(file: InputFile) -> bool:
     name = file.name.lower()
+    if file.file_format == "pairs":
+        return name.endswith(_ENDINGS["pairs"] + _COMPRESSED_ENDINGS[file.compression])
     declared = declared_format(name)
     return (
         declared is not None

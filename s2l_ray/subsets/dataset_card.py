@@ -98,6 +98,8 @@ class Card:
         parts = ["## Loading\n", _fenced("python", "\n".join(["import datasets", "", *lines]))]
         if any(file.path.endswith(".zst") for group in self.groups for file in group.files):
             parts.append("Files ending in `.zst` need the package `zstandard`.\n")
+        if any(file.file.file_format == "pairs" for group in self.groups for file in group.files):
+            parts.append("Files ending in `.txt` hold a question and its answer by turns, a line each.\n")
         if self.llama_factory:
             directory = f"REMOTE:{self.repository}" if self.repository else _FOLDER
             names = ",".join(self.llama_factory)

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from s2l_ray import hub
 from s2l_ray.artifacts import Artifact, FileRecord
+from s2l_ray.config import InputPath
 from s2l_ray.errors import ArtifactError, ConfigError
 from s2l_ray.input_files import InputFile
 from s2l_ray.inputs import find_inputs
@@ -123,7 +124,8 @@ class Export:
 def _input_file(subset: Artifact, record: FileRecord) -> InputFile:
     """Return a file of rows as a file to be read, with the name that it had as an input."""
     path = record.path if subset.storage.is_local else quote(record.path)
-    (file,) = find_inputs(subset.uri_of(path), key="rows")
+    # What is neither JSON nor a table has been read as pairs of lines before.
+    (file,) = find_inputs((InputPath(path=subset.uri_of(path), format="mathematics"),), key="rows")
     return replace(file, name=record.path.removeprefix(_ROWS))
 
 

@@ -28,8 +28,10 @@ _COLUMNS: Mapping[LayoutName, Mapping[str, str]] = {
     "messages": {"messages": "messages", "system": "system", "tools": "tools"},
     "sharegpt": {"messages": "conversations", "system": "system", "tools": "tools"},
     "text": {"prompt": "text"},
+    "gsm8k": {"prompt": "question", "response": "answer"},
+    "math": {"prompt": "problem", "response": "solution"},
 }
-"""Its name -> ours."""
+"""Its name -> ours. The other evaluation sets have prompts of several columns, or answers that are no text."""
 _CONTENT_TAGS = {"from": "value", "role": "content"}
 """How a message names who speaks -> how it names what is said."""
 _ROLES = {
@@ -89,7 +91,12 @@ def _places(files: Sequence[DataFile], all_files: Iterable[DataFile]) -> list[st
 
 
 def _fits(group: Group, layout: Layout) -> bool:
-    return {layout.columns[our] for our in REQUIRED[layout.name]} <= set(group.columns)
+    if layout.name not in _COLUMNS:
+        return False
+    needed = {layout.columns[our] for our in REQUIRED[layout.name]}
+    # Rows of an evaluation set may have the same columns, with numbers or objects in them.
+    is_text = layout.name in ("messages", "sharegpt") or group.has_text_alone(needed)
+    return needed <= set(group.columns) and is_text
 
 
 def _description(group: Group, layout: Layout) -> dict[str, Any] | None:

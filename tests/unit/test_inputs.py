@@ -240,10 +240,27 @@ def test_find_utf16_is_data_error_that_says_how_to_convert(tmp_path, encoding, b
         find_inputs(str(path), key=KEY)
 
 
-def test_find_object_over_several_lines_is_data_error(tmp_path):
+def test_find_object_over_several_lines_is_json(tmp_path):
     path = write(tmp_path / "a.json", json.dumps({"instruction": "a"}, indent=2).encode())
-    with pytest.raises(DataError, match="several lines"):
+    (file,) = find_inputs(str(path), key=KEY)
+    assert file.file_format == "json"
+
+
+@pytest.mark.parametrize("name", ["a.txt", "algebra__linear_1d", "a.txt.gz"])
+def test_find_lines_by_turns_only_where_the_entry_names_their_set(tmp_path, name):
+    content = b"Solve x + 1 = 3.\n2\n"
+    path = write(tmp_path / name, gzip.compress(content) if name.endswith(".gz") else content)
+    with pytest.raises(ConfigError, match="format: mathematics"):
         find_inputs(str(path), key=KEY)
+    (file,) = find_inputs((InputPath(path=str(path), format="mathematics"),), key=KEY)
+    assert file.file_format == "pairs"
+
+
+@pytest.mark.parametrize("content", [b"PK\x03\x04...", b"\x1f\x8bno", "Q\nA\n".encode("utf-16")])
+def test_find_what_is_no_text_by_turns_is_refused(tmp_path, content):
+    path = write(tmp_path / "a.txt", content)
+    with pytest.raises((ConfigError, DataError)):
+        find_inputs((InputPath(path=str(path), format="mathematics"),), key=KEY)
 
 
 @pytest.mark.parametrize("path", ["", "none.jsonl", "none/*.jsonl", "*.jsonl", "a\0b"])

@@ -215,6 +215,7 @@ EVERYTHING = {"examples", "eval_examples", "overlap", "tokenizer", "tokens"} | A
         ("evaluate.metrics=[exact_match]", {"scores", "comparison"}),
         ("evaluate.metrics=[math_answer]", {"scores", "comparison"}),
         ("evaluate.stop=[Question]", {"scores", "comparison"}),
+        ("evaluate.prompt=program", {"tokens", "scores", "comparison"}),
         ("evaluate.max_rows=5", {"scores", "comparison"}),
         ("tokens.max_tokens=64", EVERYTHING - {"examples", "eval_examples", "overlap"}),
         ("tokens.vocab_size=64", EVERYTHING - {"examples", "eval_examples", "overlap"}),
@@ -257,8 +258,8 @@ def test_setting_every_key_but_where_it_runs_changes_something():
                 value = changes[section][key]
             elif key == "model":
                 value = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-            elif key in ("precision", "attention"):
-                value = {"precision": "bf16", "attention": "eager"}[key]
+            elif key in ("precision", "attention", "prompt"):
+                value = {"precision": "bf16", "attention": "eager", "prompt": "program"}[key]
             elif key == "revision":
                 value = "0" * 40
             elif isinstance(current, bool) or leaf.annotation is bool:

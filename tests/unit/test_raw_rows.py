@@ -11,13 +11,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from s2l_ray.config import InputPath
 from s2l_ray.errors import DataError
 from s2l_ray.formats import json_rows
 from s2l_ray.formats import row as limits
 from s2l_ray.formats.row import BadRow
 from s2l_ray.input_files import InputFile
 from s2l_ray.inputs import find_inputs
-from s2l_ray.raw_rows import copy_rows, read_rows
+from s2l_ray.raw_rows import columns_of, copy_rows, read_rows
 
 NASTY = "\U0001f600 \u202e\u05e9\u05dc\u05d5\u05dd\u202c \x00 \u2028 \u2029 \x85 \x0b \x0c \x1c <|endoftext|> {{ x }}"
 
@@ -204,6 +205,19 @@ def test_json_array_elements_are_numbered_and_bad_ones_are_bad_rows(put):
     assert [number for number, _ in rows] == [0, 1, 2, 3, 4]
     assert [reason(row) for _, row in rows[1:4]] == ["not_an_object", "not_an_object", "nan_literal"]
     assert (rows[0][1], rows[4][1]) == ({"a": 1}, {"a": {"b": []}})
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\n \n"])
+def test_json_object_over_several_lines_is_one_row(put, end):
+    row = {"problem": "x" * 2_000_000, "level": {"n": 1}}
+    file = put(json.dumps(row, indent=4) + end, "1.json")
+    assert read(file) == [(0, row)]
+    assert json.loads(copied(file, [0])) == [row]
+
+
+def test_json_objects_one_after_the_other_are_data_error(put):
+    with pytest.raises(DataError, match=r"rows\.json:4: found text after the end of the only object"):
+        read(put('{\n"a": 1\n}\n{\n"a": 2\n}\n', "rows.json"))
 
 
 @pytest.mark.parametrize(
@@ -427,6 +441,44 @@ class TestCopyOfAnyFormat:
 
 
 # Compressed JSON Lines, arrays and CSV
+
+
+@pytest.fixture
+def put_pairs(tmp_path):
+    def write(content, name="rows.txt"):
+        (tmp_path / name).write_bytes(content)
+        entry = InputPath(path=str(tmp_path / name), format="mathematics")
+        return find_inputs((entry,), key="examples.path")[0]
+
+    return write
+
+
+def test_pairs_of_lines_are_numbered_by_the_question_and_copied_to_the_byte(put_pairs):
+    content = "\ufeffIs 3 < 4?\nTrue\r\n  2 + 2 = ?\n4\n\n\n".encode()
+    file = put_pairs(content)
+    assert read(file) == [
+        (0, {"question": "Is 3 < 4?", "answer": "True"}),
+        (2, {"question": "  2 + 2 = ?", "answer": "4"}),
+    ]
+    assert copied(file, [2]) == b"  2 + 2 = ?\n4\n"
+    assert columns_of(file) == ("question", "answer")
+
+
+def test_question_without_an_answer_at_the_end_is_a_bad_row(put_pairs):
+    (_, whole), (number, cut) = read(put_pairs(b"a\nb\nc"))
+    assert (whole, number, reason(cut)) == ({"question": "a", "answer": "b"}, 2, "no_answer")
+
+
+def test_pairs_of_lines_that_are_no_utf8_are_data_error_with_line_and_offset(put_pairs):
+    with pytest.raises(DataError, match=r"rows\.txt:4: byte 0xE9 at offset 6 "):
+        read(put_pairs(b"a\nb\nc\n\xe9\n"))
+
+
+def test_pair_of_lines_above_the_limit_is_data_error(put_pairs, monkeypatch):
+    monkeypatch.setattr(limits, "MAX_ROW_BYTES", 1000)
+    with pytest.raises(DataError, match=r"rows\.txt:2: the line is longer"):
+        read(put_pairs(b"a\n" + b"x" * 1001))
+
 
 LINES = "".join(json.dumps({"n": n, "text": NASTY * 20}) + "\n" for n in range(500)).encode()
 
