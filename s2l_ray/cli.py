@@ -13,10 +13,11 @@ import traceback
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from typing import Any
+from typing import Any, get_args
 
 from s2l_ray import commands, looking
 from s2l_ray.commands import Document
+from s2l_ray.config import FormatName
 from s2l_ray.errors import S2LError
 from s2l_ray.log import STAGE_THREAD, display, without_user_info
 
@@ -146,6 +147,7 @@ def _parser() -> ArgumentParser:
     init = command(commands.init)
     init.add_argument("data", nargs="+", help="file, folder, glob or URI; several are a mixture")
     init.add_argument("--columns", metavar="MAPPING", help="'{instruction: task, output: solution, source: origin}'")
+    init.add_argument("--format", choices=get_args(FormatName)[1:], metavar="NAME", help="e.g. gsm8k, numglue, simuleq")
     init.add_argument("--proxy", metavar="MODEL", help="the small model: a Hugging Face id or a folder")
     init.add_argument("--target", metavar="MODEL", help="the large model")
     init.add_argument("--output", default="s2l.yaml", metavar="FILE", help="where to write it")

@@ -52,7 +52,7 @@ def init(options: argparse.Namespace) -> Document:
     path = Path(options.output)
     if path.exists():
         raise ConfigError(f"{path} exists. Name another file with --output, or remove that one.")
-    look = look_at(options.data, _columns(options.columns))
+    look = look_at(options.data, _columns(options.columns), options.format)
     text = first_config(look, proxy=options.proxy, target=options.target)
     try:
         path.write_text(text, encoding="utf-8")

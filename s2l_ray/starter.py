@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from s2l_ray.config import InputPath
-from s2l_ray.errors import DataError
+from s2l_ray.config import FormatName, InputPath
+from s2l_ray.errors import ConfigError, DataError
+from s2l_ray.evaluation_sets import SETS
 from s2l_ray.examples import Example, RejectedRow, read_examples
 from s2l_ray.experiment import experiment_of, parse_sparse
 from s2l_ray.input_files import InputFile, listed
@@ -74,19 +75,24 @@ class Look:
         return min(2048, 64 * max(1, math.ceil(length / CHARACTERS_PER_TOKEN / 64)))
 
 
-def look_at(paths: Sequence[str], columns: Mapping[str, str] | None = None) -> Look:
+def look_at(paths: Sequence[str], columns: Mapping[str, str] | None = None, layout: FormatName | None = None) -> Look:
     """Read the first rows of the data.
 
     Args:
         paths: what `examples.path` takes; several are a mixture.
         columns: our name -> the data's column; of a mixture, for those inputs that cannot be read without.
+        layout: how the rows are laid out, likewise; told by their columns unless given.
 
     Raises:
         ConfigError, DataError: the data cannot be read, or no row of those looked at is usable.
     """
     columns = columns or {}
-    entries = [InputPath(path=paths[0])] if len(paths) == 1 else [_entry(path, columns) for path in paths]
-    files = find_inputs(paths[0] if len(paths) == 1 else tuple(entries), key=DATA)
+    if len(paths) == 1:
+        entries = [InputPath(path=paths[0], format=layout)]
+    else:
+        entries = [_entry(path, columns, layout) for path in paths]
+    is_plain = len(paths) == 1 and layout is None
+    files = find_inputs(paths[0] if is_plain else tuple(entries), key=DATA)
     layouts = detect_layouts(files, "auto", columns if len(paths) == 1 else {}, key=DATA, mapping=OPTION)
     share = max(1, SAMPLE_ROWS // len(files))
     items: list[Example | RejectedRow] = []
@@ -105,12 +111,13 @@ def look_at(paths: Sequence[str], columns: Mapping[str, str] | None = None) -> L
     return Look(tuple(entries), columns, files, layouts, examples, rejected, is_all)
 
 
-def _entry(path: str, columns: Mapping[str, str]) -> InputPath:
-    """Return one input of a mixture, with names of columns where its own are none of ours."""
+def _entry(path: str, columns: Mapping[str, str], layout: FormatName | None) -> InputPath:
+    """Return one input of a mixture, with its layout and names of columns where its own are none of ours."""
     try:
         detect_layouts(find_inputs(path, key=DATA), "auto", {}, key=DATA, mapping=OPTION)
-    except DataError:
-        return InputPath(path=path, source=_stem(path), columns=dict(columns) or None)
+    except (ConfigError, DataError):
+        source = layout if layout in SETS else _stem(path)
+        return InputPath(path=path, source=source, format=layout, columns=dict(columns) or None)
     return InputPath(path=path, source=_stem(path))
 
 
@@ -154,8 +161,8 @@ def _examples_lines(look: Look) -> list[str]:
     count = f"{'All' if look.is_all else 'The first'} {len(look.examples) + len(look.rejected):,} rows"
     files = "1 file" if len(look.files) == 1 else f"{len(look.files)} files"
     read = [
-        f"{layout.name}, by {listed([layout.columns[our] for our in REQUIRED[layout.name]])}"
-        for layout in look.distinct_layouts
+        ", by ".join([layout.name, *([listed([layout.columns[our] for our in needed])] if needed else [])])
+        for layout, needed in ((layout, REQUIRED[layout.name]) for layout in look.distinct_layouts)
     ]
     lines = [f"# {count} of {files} were read: {'; '.join(map(_comment, read))}."]
     if look.sources:
@@ -165,20 +172,29 @@ def _examples_lines(look: Look) -> list[str]:
         (column,) = {layout.columns["source"] for layout in look.distinct_layouts}
         lines.append(f"# No column `{_comment(column)}`; name yours with `columns: {{source: ...}}`.")
     lines.append("examples:")
-    if len(look.entries) == 1:
+    if len(look.entries) == 1 and look.entries[0].format is None:
         lines.append(f"  path: {_quoted(look.entries[0].path)}")
-        lines += [f"  columns: {_mapped(look.columns)}"] if look.columns else []
     else:
-        lines.append("  path:")
-        for entry in look.entries:
-            columns = f", columns: {_mapped(entry.columns)}" if entry.columns else ""
-            lines.append(f"    - {{path: {_quoted(entry.path)}, source: {_quoted(entry.source or '')}{columns}}}")
+        lines += ["  path:", *(f"    - {{{', '.join(_entry_parts(entry))}}}" for entry in look.entries)]
+    if len(look.entries) == 1 and look.columns:
+        lines.append(f"  columns: {_mapped(look.columns)}")
     if look.rejected:
         first = look.rejected[0]
         where = f"{first.input_file}:{first.input_row + 1}: {first.reason}"
         lines.append(f"  # {len(look.rejected)} bad rows among them, the first is {_comment(where)}")
         lines.append("  on_bad_row: reject                 # or mend them, and leave this at `error`")
     return lines
+
+
+def _entry_parts(entry: InputPath) -> list[str]:
+    parts = [f"path: {_quoted(entry.path)}"]
+    if entry.source is not None:
+        parts.append(f"source: {_quoted(entry.source)}")
+    if entry.format is not None:
+        parts.append(f"format: {entry.format}")
+    if entry.columns:
+        parts.append(f"columns: {_mapped(entry.columns)}")
+    return parts
 
 
 def _tokens_lines(look: Look, proxy: str | None, target: str | None) -> list[str]:

@@ -62,7 +62,8 @@ def turns_of(row: Row, layout: Layout) -> tuple[Turn, ...]:
 
 def _of_set(row: Row, layout: Layout) -> tuple[Turn, ...]:
     """Return question and answer of a row of an evaluation set, which knows its columns by their own names."""
-    question, answer = SETS[layout.name].read({our: row[its] for our, its in layout.columns.items() if its in row})
+    mapped = {our: row[its] for our, its in layout.columns.items() if its in row}
+    question, answer = SETS[layout.name].read({its: row[its] for its in row if its not in layout.columns} | mapped)
     if not answer or answer.isspace():
         raise UnusableRowError("blank_output: the answer has no text")
     return (Turn("user", question), Turn("assistant", answer))

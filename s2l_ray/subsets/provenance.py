@@ -116,24 +116,26 @@ def _data(lineage: Lineage, inputs: Mapping[str, str | None]) -> dict[str, Any]:
     section: dict[str, Any] = {} if settings["format"] == "auto" else {"format": settings["format"]}
     section |= {"columns": settings["columns"]} if settings["columns"] else {}
     held_out = examples.manifest.config["settings"]["held_out"]
+    own = settings.get(OWN_LAYOUTS, {})
     if settings["synthetic"] is not None:
         section["synthetic"] = settings["synthetic"]
-    elif len(inputs) == 1:
+    elif len(inputs) == 1 and not own:
         section["path"] = next(iter(inputs))
     else:
-        own = settings.get(OWN_LAYOUTS, {})
-        section["path"] = [
-            {"path": name}
-            | ({"source": source} if source else {})
-            | {key: value for key, value in own.get(name, {}).items() if value}
-            for name, source in inputs.items()
-        ]
+        section["path"] = [_entry(name, source, own.get(name, {})) for name, source in inputs.items()]
     if examples.summary["rows_rejected"]:
         section |= {"on_bad_row": "reject", "max_rejected": 1.0}
     if "overlap" in lineage:
         section["decontaminate"] = "drop"
     evaluate = {"held_out": held_out} if held_out else {"path": HELD_OUT_ELSEWHERE}
     return {"examples": section} | ({} if settings["synthetic"] is not None else {"evaluate": evaluate})
+
+
+def _entry(name: str, source: str | None, own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entry of a file in a mixture; an evaluation set is its own source."""
+    is_named = source and source != own.get("format")
+    kept = {key: value for key, value in own.items() if value}
+    return {"path": name, **({"source": source} if is_named else {}), **kept}
 
 
 def _tokens(lineage: Lineage) -> dict[str, Any]:

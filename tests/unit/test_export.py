@@ -306,6 +306,40 @@ def test_a_folder_of_files_is_one_entry_and_a_compressed_file_none(storage, tmp_
     assert "dataset_info.json" not in files_of(packed_folder)
 
 
+def test_entries_of_evaluation_sets_are_those_whose_prompt_and_answer_are_a_column_each(storage, tmp_path):
+    rows = {
+        "gsm8k": [{"question": f"{i}?", "answer": f"#### {i}"} for i in range(20)],
+        "math": [{"problem": f"{i}?", "solution": f"\\boxed{{{i}}}"} for i in range(20)],
+        "svamp": [{"Body": f"{i}.", "Question": "?", "Answer": i} for i in range(20)],
+        "mathematics": [{"question": f"-{i}?", "answer": -i} for i in range(20)],
+    }
+    paths = {name: str(write_rows(tmp_path / f"{name}.jsonl", found)) for name, found in rows.items()}
+    mixture = [{"path": path, "format": name} for name, path in paths.items()]
+    folder = exported(subset_of(storage, examples={"path": mixture}, select={"method": "full"}), tmp_path)
+    info = json.loads((folder / "dataset_info.json").read_text())
+    assert {name: entry["columns"] for name, entry in info.items()} == {
+        "gsm8k_jsonl": {"prompt": "question", "response": "answer"},
+        "math_jsonl": {"prompt": "problem", "response": "solution"},
+    }
+    assert set(loaded(folder, tmp_path, "svamp")[0]) == {"Body", "Question", "Answer"}
+
+
+def test_questions_and_answers_by_turns_are_exported_as_they_are_and_made_again(storage, tmp_path, monkeypatch):
+    lines = "".join(f"What is {i} + 1?\n{i + 1}\n" for i in range(30))
+    (tmp_path / "add.txt").write_text(lines)
+    subset = subset_of(storage, examples={"path": [{"path": str(tmp_path / "add.txt"), "format": "mathematics"}]})
+    folder = exported(subset, tmp_path)
+    text = (folder / "data" / "add.txt").read_text()
+    questions = text.splitlines()[::2]
+    assert len(questions) == subset.summary["rows"]
+    assert all(f"{question}\n" in lines for question in questions)
+    assert [row["text"] for row in loaded(folder, tmp_path)] == text.splitlines()
+    assert "a question and its answer by turns" in (folder / "README.md").read_text()
+    assert "dataset_info.json" not in files_of(folder)
+    monkeypatch.chdir(tmp_path)
+    assert subset_again(config_in(folder), storage) == subset
+
+
 # ------------------------------------------------------------------------------------------------------------- the card
 
 

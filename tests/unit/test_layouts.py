@@ -1,14 +1,15 @@
 import json
 import pickle
+from typing import get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from s2l_ray.config import InputPath
+from s2l_ray.config import FormatName, InputPath
 from s2l_ray.errors import ConfigError, DataError
 from s2l_ray.inputs import find_inputs
-from s2l_ray.layouts import Layout, detect_layout, detect_layouts
+from s2l_ray.layouts import Layout, LayoutName, detect_layout, detect_layouts
 
 KEY = "examples.path"
 
@@ -26,6 +27,10 @@ def put(tmp_path):
 
 def detect(files, layout="auto", **columns):
     return detect_layout(files, layout, columns, key=KEY)
+
+
+def test_every_layout_can_be_named_in_a_config():
+    assert get_args(FormatName) == ("auto", *get_args(LayoutName))
 
 
 @pytest.mark.parametrize(

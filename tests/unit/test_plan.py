@@ -395,6 +395,16 @@ def test_recipe_says_what_it_needs_what_is_counted_and_where_it_departs(path):
     assert "random" in {config.select.method for config in experiment.arms.values()}
 
 
+@pytest.mark.parametrize("path", [path for path in RECIPES if "mathinstruct" in path.name], ids=lambda path: path.name)
+def test_recipe_of_the_paper_says_how_to_judge_as_the_paper_does(path):
+    lines = path.read_text(encoding="utf-8").splitlines()
+    first = lines.index("#   evaluate:")
+    text = "\n".join(line[4:] for line in takewhile(lambda line: line.startswith("#   "), lines[first:]))
+    evaluate = laid_out(text).shared.evaluate
+    assert [entry.format for entry in evaluate.path] == ["gsm8k", "math", "numglue", "svamp", "mathematics", "simuleq"]
+    assert evaluate.prompt == "program"
+
+
 def test_workflows_are_there():
     assert QUICKSTART in WORKFLOWS
     assert len(RECIPES) >= 7

@@ -113,6 +113,31 @@ def test_inputs_of_a_mixture_may_each_be_laid_out_in_their_own_way(capsys, put, 
     assert tasks.columns == {"instruction": "Task text", "output": "Solution: text", "source": "where"}
 
 
+def test_evaluation_set_is_read_where_it_is_named(capsys, put, tmp_path):
+    path, output = put([{"sQuestion": "Find it .", "lSolutions": [2.5]}] * 9), tmp_path / "first.yaml"
+    code, said = init(capsys, path, "--output", str(output))
+    assert (code, "format: numglue" in said) == (2, True)
+    code, said = init(capsys, path, "--output", str(output), "--format", "simuleq")
+    assert code == 0
+    assert "Rows per source: simuleq 9." in said
+    (entry,) = load_experiment(output, [f"storage={tmp_path}"]).shared.examples.path
+    assert (entry.path, entry.format) == (path, "simuleq")
+
+
+def test_evaluation_set_may_be_part_of_a_mixture(capsys, put, tmp_path):
+    sums, lines, output = put([ALPACA] * 20, "sums.jsonl"), tmp_path / "add.txt", tmp_path / "first.yaml"
+    lines.write_text("1 + 1?\n2\n")
+    code, said = init(capsys, sums, str(lines), "--output", str(output), "--format", "mathematics")
+    assert (code, "sums 20, mathematics 1" in said) == (0, True)
+    first, second = load_experiment(output, [f"storage={tmp_path}"]).shared.examples.path
+    assert (first.format, second.format, second.source) == (None, "mathematics", "mathematics")
+
+
+def test_set_that_its_columns_tell_needs_no_name(put):
+    look = look_at([put([{"problem": "1?", "level": "1", "solution": "$\\boxed{1}$"}] * 20)])
+    assert dict(look.sources) == {"math": 20}
+
+
 def test_only_the_first_rows_of_long_data_are_read(put, monkeypatch):
     monkeypatch.setattr("s2l_ray.starter.SAMPLE_ROWS", 10)
     look = look_at([put([ALPACA] * 11)])
