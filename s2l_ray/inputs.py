@@ -18,11 +18,14 @@ import pyarrow.fs as pafs
 from s2l_ray import hub
 from s2l_ray.config import InputPath
 from s2l_ray.errors import ConfigError, DataError
-from s2l_ray.formats.sniff import SUPPORTED, declared_format, sniff
+from s2l_ray.formats.sniff import SUPPORTED, declared_format, is_named_text, sniff
 from s2l_ray.input_files import InputFile, Warn, filesystem_of, is_remote, listed, public, shown
 
 MAX_FILES = 2**23
 """Files of one dataset: what the high bits of an `example_id` can number."""
+
+PAIRS = "mathematics"
+"""The layout whose rows may lie in text files, by turns."""
 
 _PLAIN_NAME = re.compile(r"\w[\w .-]*")
 _WILDCARD = re.compile(r"[*?\[]")
@@ -94,8 +97,8 @@ def _find_entry(entry: InputPath, key: str) -> list[InputFile]:
             raise ConfigError(f"{key}: the file name {file.name!a} is not UTF-8; rename the file.")
     # Threads hide the latency of object stores; sniffing itself costs nothing.
     with ThreadPoolExecutor(16) as pool:
-        pairs = entry.format == "mathematics"
-        found = list(pool.map(lambda file: sniff(file, key, may_be_pairs=pairs), unsniffed))
+        may_be_pairs = entry.format == PAIRS
+        found = list(pool.map(lambda file: sniff(file, key, may_be_pairs=may_be_pairs), unsniffed))
     formats = [each.file_format for each in found]
     first = {kind: file.name for kind, file in zip(reversed(formats), reversed(unsniffed), strict=True) if kind}
     if len(first) > 1:
@@ -198,7 +201,8 @@ def _remote(entry: InputPath, key: str) -> Iterator[InputFile]:
         name = file.path.removeprefix(base).lstrip("/")
         if file.type != pafs.FileType.File or (file is not info and any(map(_is_hidden, name.split("/")))):
             continue
-        if of_hub and file is not info and declared_format(name) is None:
+        is_data = declared_format(name) is not None or (entry.format == PAIRS and is_named_text(name))
+        if of_hub and file is not info and not is_data:
             continue  # every data set of the hub has a card beside its data
         uri = address
         if file is not info:

@@ -57,7 +57,7 @@ def sniff(file: InputFile, key: str, *, may_be_pairs: bool = False) -> Found:
     Args:
         file: its own format and compression are not looked at.
         key: the config path of the input, for messages.
-        may_be_pairs: text that is of no other format is a question and its answer by turns, a line each.
+        may_be_pairs: text in a file named .txt is a question and its answer by turns, a line each.
 
     Raises:
         ConfigError: it is of no supported format.
@@ -79,15 +79,24 @@ def sniff(file: InputFile, key: str, *, may_be_pairs: bool = False) -> Found:
             head = content.read(_HEAD_BYTES)
     is_as_named = compression is not None or not _is_named_compressed(file.name)
     declared = declared_format(file.name) if is_as_named else None
-    if may_be_pairs and declared is None and _is_plain_text(head):
+    if may_be_pairs and is_named_text(file.name) and _is_plain_text(head):
         return Found("pairs", compression)
     return Found(_sniff_text(file, head, declared, key), compression)
 
 
 def declared_format(name: str) -> FileFormat | None:
     """Return the format that a name stands for."""
+    return _EXTENSIONS.get(_extension(name))
+
+
+def is_named_text(name: str) -> bool:
+    """Return whether a name is that of a text file."""
+    return _extension(name) == ".txt"
+
+
+def _extension(name: str) -> str:
     path = PurePosixPath(name.lower())
-    return _EXTENSIONS.get(path.with_suffix("").suffix if _is_named_compressed(name) else path.suffix)
+    return path.with_suffix("").suffix if _is_named_compressed(name) else path.suffix
 
 
 def _is_named_compressed(name: str) -> bool:

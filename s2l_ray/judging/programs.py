@@ -1,7 +1,8 @@
 """Answers that are programs: whether one passes the assertions of its question, and what answer one computes.
 
 Programs run by `execution`. A program-of-thought answers with its function `solution`, with a variable `answer`,
-`ans` or `result`, or else with the last line that it prints.
+`ans` or `result`, or else with the last line that it prints. Several numbers, however Python prints them, may be those
+of a reference that lists several in any order.
 """
 
 import re
@@ -12,11 +13,13 @@ from s2l_ray.judging.execution import run_program
 from s2l_ray.judging.final_answers import before_next_question, is_program
 from s2l_ray.judging.math_answers import has_answer, is_right
 
-JUDGE = "programs-1"
+JUDGE = "programs-2"
 """Name and version of this judge, its limits included; raised whenever a verdict may differ."""
 
 _ASSERTION = re.compile(r"(?:^|(?<=:))[ \t]*(assert\b.+)$", re.MULTILINE)
 _FENCED = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
+_NAME = re.compile(r"['\"]?[A-Za-z]\w*['\"]?\s*[:=]\s*")
+_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?(?:/\d+)?", re.IGNORECASE)
 _SAY_ANSWER = """
 if callable(globals().get("solution")):
     print("\\n{mark}", solution())
@@ -64,6 +67,12 @@ def computed_answer(text: str) -> str:
     return said[-1] if said else "".join(lines[-1:])
 
 
+def numbers_in(printed: str) -> str | None:
+    """Return what is printed as `5 3`, `[5, 3]`, `{x: 5, y: 3}` and the like as the list `5, 3`; None if it is else."""
+    parts = re.split(r",\s+|\s+", _NAME.sub("", printed).strip(" [](){}"))
+    return ", ".join(parts) if len(parts) > 1 and all(_NUMBER.fullmatch(part) for part in parts) else None
+
+
 def can_compute(question: str, reference: str) -> bool:
     """Return whether a reference has a final answer, or is a program that may compute one."""
     return has_answer(question, reference) or is_program(source_of(reference))
@@ -73,4 +82,7 @@ def computes_right(question: str, reference: str, text: str, symbolic: Symbolic 
     """Return what `is_right` says of the answers that reference and text compute where they are programs."""
     if not can_compute(question, reference):
         return None
-    return is_right(question, computed_answer(reference), computed_answer(text), symbolic)
+    expected, computed = computed_answer(reference), computed_answer(text)
+    verdict = is_right(question, expected, computed, symbolic)
+    several = numbers_in(computed) if verdict is False and computed != text else None
+    return is_right(question, expected, several, symbolic) if several else verdict

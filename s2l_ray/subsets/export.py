@@ -25,7 +25,7 @@ from s2l_ray.artifacts import Artifact, FileRecord
 from s2l_ray.config import InputPath
 from s2l_ray.errors import ArtifactError, ConfigError
 from s2l_ray.input_files import InputFile
-from s2l_ray.inputs import find_inputs
+from s2l_ray.inputs import PAIRS, find_inputs
 from s2l_ray.layouts import Layout
 from s2l_ray.log import without_user_info
 from s2l_ray.storage import CHUNK, Storage, digest_of
@@ -125,7 +125,7 @@ def _input_file(subset: Artifact, record: FileRecord) -> InputFile:
     """Return a file of rows as a file to be read, with the name that it had as an input."""
     path = record.path if subset.storage.is_local else quote(record.path)
     # What is neither JSON nor a table has been read as pairs of lines before.
-    (file,) = find_inputs((InputPath(path=subset.uri_of(path), format="mathematics"),), key="rows")
+    (file,) = find_inputs((InputPath(path=subset.uri_of(path), format=PAIRS),), key="rows")
     return replace(file, name=record.path.removeprefix(_ROWS))
 
 

@@ -248,6 +248,12 @@ def test_rows_in_parquet_have_null_where_their_kind_has_no_column(tmp_path):
     assert [item.turns[1].content for item in read(tmp_path, "numglue")] == ["18", "B", "contradiction"]
 
 
+def test_options_in_parquet_are_a_list(tmp_path):
+    pq.write_table(pa.Table.from_pylist([AQUA]), tmp_path / "test-00000-of-00001.parquet")
+    (item,) = read(tmp_path, None)
+    assert item.turns[1] == Turn("assistant", "B")
+
+
 @given(st.integers() | st.floats(allow_nan=False, allow_infinity=False))
 @example(1e22)
 @example(-0.0)

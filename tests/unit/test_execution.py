@@ -9,7 +9,7 @@ import pytest
 
 from s2l_ray.errors import ConfigError
 from s2l_ray.judging.execution import Limits, check_allowed, run_program
-from s2l_ray.judging.programs import assertions_of, computed_answer, computes_right, passes
+from s2l_ray.judging.programs import assertions_of, computed_answer, computes_right, numbers_in, passes
 
 LIMITS = Limits(cpu_seconds=2, wall_seconds=20)
 SHORT = Limits(wall_seconds=1)
@@ -216,6 +216,47 @@ def test_program_is_right_where_it_computes_the_references_answer():
     assert (
         computes_right("Prove it.", "That is so because it is so, and nobody has ever said otherwise.", program) is None
     )
+
+
+@pytest.mark.parametrize(
+    ("printed", "several"),
+    [
+        ("5 3", "5, 3"),
+        ("5.0, 3.0", "5.0, 3.0"),
+        ("[5, 3]", "5, 3"),
+        ("(5, -3/2)", "5, -3/2"),
+        ("{x: 5, y: 3}", "5, 3"),
+        ("[(5, 3)]", "5, 3"),
+        ("{'x': 5e-05, 'y': 3.}", "5e-05, 3."),
+        ("x = 5 y = 3", "5, 3"),
+        ("[5]", None),
+        ("5,300", None),
+        ("5 apples", None),
+        ("[sqrt(2), 3]", None),
+        ("", None),
+    ],
+)
+def test_several_numbers_that_a_program_prints_are_a_list(printed, several):
+    assert numbers_in(printed) == several
+
+
+@pytest.mark.parametrize(
+    ("reference", "line", "right"),
+    [
+        ("5, 3", "print(3.0, 5.0)", True),
+        ("5, 3", "print([5, 3])", True),
+        ("5, 3", "print({'x': 5, 'y': 3})", True),
+        ("5, 3", "print(5, 4)", False),
+        ("5, 3", "print(5)", False),
+        ("5", "print(5, 3)", False),
+        ("(5, 3)", "print((5, 3))", True),
+        ("(5, 3)", "print((3, 5))", False),
+        ("(5, 3)", "print(5, 3)", False),
+        ("[3, 5]", "print([3, 5])", True),
+    ],
+)
+def test_program_that_computes_several_numbers_is_right_where_the_reference_lists_them(reference, line, right):
+    assert computes_right("Find them.", reference, f"import math\n{line}") is right
 
 
 def test_programs_of_real_data_pass_and_compute_their_own_answers(data_folder):

@@ -21,11 +21,13 @@ ROW = b'{"instruction": "1 + 1?", "output": "2"}\n'
 FILES = {"README.md": b"# A card\n", ".gitattributes": b"", "data/a.jsonl": ROW * 3, "data/b.jsonl": ROW}
 READ = """
 import sys
+from s2l_ray.config import InputPath
 from s2l_ray.errors import S2LError
 from s2l_ray.inputs import find_inputs
 from s2l_ray.raw_rows import read_rows
 try:
-    files = find_inputs(sys.argv[1], key="examples.path")
+    entry = InputPath(path=sys.argv[1], format=sys.argv[2])
+    files = find_inputs(sys.argv[1] if entry.format == "auto" else (entry,), key="examples.path")
 except S2LError as error:
     print(error)
     sys.exit(error.exit_code)
@@ -41,11 +43,11 @@ def server() -> Iterator[Hub]:
         yield found
 
 
-def read(server: Hub, uri: str, **environment: str) -> tuple[int, str]:
+def read(server: Hub, uri: str, layout: str = "auto", **environment: str) -> tuple[int, str]:
     """Find and read the files in a process of its own: the hub's library takes its address when it is imported."""
     path = {"PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(sys.path)}
     done = subprocess.run(
-        [sys.executable, "-c", READ, uri],
+        [sys.executable, "-c", READ, uri, layout],
         env={**path, **server.environment, **environment},
         capture_output=True,
         text=True,
@@ -66,6 +68,14 @@ def test_data_files_of_a_data_set_are_found_at_the_commit_of_its_revision(server
         f"data/c.jsonl {root}@{second}/data/c.jsonl 1",
     ]
     assert read(server, f"{root}@{first}/data/b.jsonl") == (0, f"b.jsonl {root}@{first}/data/b.jsonl 1")
+
+
+def test_lines_by_turns_are_found_where_the_entry_names_their_set(server: Hub) -> None:
+    commit = server.commit({"README.md": b"# A card\n", "easy/add.txt": b"1 + 1?\n2\n"})
+    root = f"hf://datasets/{DATASET}"
+    found = f"easy/add.txt {root}@{commit}/easy/add.txt 1"
+    assert read(server, root, "mathematics") == (0, found)
+    assert "holds no file" in read(server, root)[1]
 
 
 @pytest.mark.parametrize(

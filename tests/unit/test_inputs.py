@@ -246,7 +246,7 @@ def test_find_object_over_several_lines_is_json(tmp_path):
     assert file.file_format == "json"
 
 
-@pytest.mark.parametrize("name", ["a.txt", "algebra__linear_1d", "a.txt.gz"])
+@pytest.mark.parametrize("name", ["a.txt", "algebra__linear_1d.TXT", "a.txt.gz"])
 def test_find_lines_by_turns_only_where_the_entry_names_their_set(tmp_path, name):
     content = b"Solve x + 1 = 3.\n2\n"
     path = write(tmp_path / name, gzip.compress(content) if name.endswith(".gz") else content)
@@ -254,6 +254,13 @@ def test_find_lines_by_turns_only_where_the_entry_names_their_set(tmp_path, name
         find_inputs(str(path), key=KEY)
     (file,) = find_inputs((InputPath(path=str(path), format="mathematics"),), key=KEY)
     assert file.file_format == "pairs"
+
+
+def test_find_lines_by_turns_only_in_files_named_text(tmp_path):
+    write(tmp_path / "a.txt", b"1 + 1?\n2\n")
+    write(tmp_path / "README.md", b"# Sums\nThese are sums.\n")
+    with pytest.raises(ConfigError, match=r"`README\.md` is of no supported format"):
+        find_inputs((InputPath(path=str(tmp_path), format="mathematics"),), key=KEY)
 
 
 @pytest.mark.parametrize("content", [b"PK\x03\x04...", b"\x1f\x8bno", "Q\nA\n".encode("utf-16")])
