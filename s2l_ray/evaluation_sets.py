@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from s2l_ray.formats.row import Row, UnusableRowError, bad_type, missing, text_of
+from s2l_ray.formats.row import Row, UnusableRowError, bad_type, missing_column, text_of
 
 SetName = Literal["gsm8k", "math", "svamp", "aqua", "numglue", "simuleq", "mathematics"]
 
@@ -107,8 +107,8 @@ def _numglue_answer(row: Row) -> str:
 def _simuleq(row: Row) -> tuple[str, str]:
     if row.get("sQuestion") is None and row.get("question") is None:
         raise UnusableRowError(
-            f"{missing(row, 'sQuestion')}, and neither is `question`; expected sQuestion + lSolutions, or question + "
-            "answer"
+            f"{missing_column(row, 'sQuestion')}, and neither is `question`; expected sQuestion + lSolutions, or "
+            "question + answer"
         )
     asked, solved = ("sQuestion", "lSolutions") if row.get("sQuestion") is not None else ("question", "answer")
     solutions = row.get(solved)
@@ -133,7 +133,7 @@ def _answer(row: Row, column: str) -> str:
     if isinstance(value, str):
         return value
     if column not in row:
-        raise missing(row, column)
+        raise missing_column(row, column)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise bad_type(column, value, "a number or text")
     return str(int(value)) if value == int(value) else repr(value)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from s2l_ray.evaluation_sets import SETS
-from s2l_ray.formats.row import Row, UnusableRowError, bad_type, kind_of, missing, text_of
+from s2l_ray.formats.row import Row, UnusableRowError, bad_type, kind_of, missing_column, text_of
 from s2l_ray.input_files import shown
 from s2l_ray.layouts import REQUIRED, Layout
 
@@ -130,7 +130,7 @@ def _answer(row: Row, column: str) -> str:
 def _chat_turns(row: Row, column: str) -> tuple[Turn, ...]:
     messages = row.get(column)
     if column not in row:
-        raise missing(row, column)
+        raise missing_column(row, column)
     if not isinstance(messages, list):
         raise bad_type(column, messages, "a list of turns")
     if not messages:

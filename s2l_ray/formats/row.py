@@ -40,7 +40,7 @@ def bad_type(column: str, value: object, expected: str) -> UnusableRowError:
     return UnusableRowError(f"wrong_type: column `{shown(column)}` holds {kind_of(value)}, expected {expected}")
 
 
-def missing(row: Row, column: str) -> UnusableRowError:
+def missing_column(row: Row, column: str) -> UnusableRowError:
     """Return the error for a column that a row lacks."""
     return UnusableRowError(f"missing_column: `{shown(column)}` is not among {listed(list(row), 8)}")
 
@@ -55,7 +55,7 @@ def text_of(row: Row, column: str) -> str:
     if isinstance(value, str):
         return value
     if column not in row:
-        raise missing(row, column)
+        raise missing_column(row, column)
     raise bad_type(column, value, "text")
 
 
