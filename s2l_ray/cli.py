@@ -188,7 +188,12 @@ def _parser() -> ArgumentParser:
 def _add_subset_commands(command: Callable[..., ArgumentParser], experiment: Callable[..., ArgumentParser]) -> None:
     """Add what looks at subsets, and takes them along."""
     export = command(looking.export)
-    export.add_argument("subset", help="folder of a subset, {storage}/subset/{fingerprint}, or a config's YAML file")
+    export.add_argument(
+        "subset",
+        nargs="+",
+        help="folder of a subset or extension, {storage}/subset/{fingerprint}, or a config's YAML file; and after a "
+        "subset the extensions that are to come along in one data set",
+    )
     export.add_argument("--to", required=True, help="new folder: a path, a URI, or hf://datasets/owner/name")
     export.add_argument("--public", action="store_true", help="on the hub: let everybody see it")
     export.add_argument("--replace", action="store_true", help="on the hub: replace all that the data set holds")
@@ -196,7 +201,9 @@ def _add_subset_commands(command: Callable[..., ArgumentParser], experiment: Cal
     export.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override a config's value")
     export.add_argument("--storage", help="of a config: where its artifacts live")
     diff = command(looking.diff)
-    diff.add_argument("subset_a", metavar="SUBSET_A", help="folder of a subset, {storage}/subset/{fingerprint}")
+    diff.add_argument(
+        "subset_a", metavar="SUBSET_A", help="folder of a subset or extension, {storage}/subset/{fingerprint}"
+    )
     diff.add_argument("subset_b", metavar="SUBSET_B", help="folder of another, in the same storage or not")
     explain = experiment(command(looking.explain))
     of = explain.add_mutually_exclusive_group(required=True)

@@ -12,38 +12,47 @@ from s2l_ray.log import display
 
 
 def export(options: argparse.Namespace) -> Document:
-    """Write a subset to a folder to take along, or to a data set of the Hugging Face hub."""
+    """Write a subset, or what tops it up, to a folder to take along, or to a data set of the Hugging Face hub."""
     from s2l_ray import hub
     from s2l_ray.subsets.export import export_folder, push
-    from s2l_ray.subsets.lineage import subset_at
+    from s2l_ray.subsets.lineage import selection_at
 
-    is_config = Path(options.subset).suffix in (".yaml", ".yml")
-    subset = _subset_of_arm(options) if is_config else subset_at(options.subset)
+    first, *later = options.subset
+    subset = _subset_of_arm(first, options) if _is_config(first) else selection_at(first)
+    artifacts = [subset, *map(selection_at, later)]
     if options.to.startswith(hub.SCHEME):
-        told = push(subset, options.to, is_public=options.public, replaces=options.replace)
+        told = push(artifacts, options.to, is_public=options.public, replaces=options.replace)
     elif options.public or options.replace:
         raise ConfigError("--public and --replace are for a data set of the hub: --to hf://datasets/owner/name.")
     else:
-        told = export_folder(subset, options.to)
+        told = export_folder(artifacts, options.to)
     display.say(f"{told['rows']} rows, {len(told['files'])} files and their card: {told['folder']}")
     return told
 
 
-def _subset_of_arm(options: argparse.Namespace) -> Artifact:
+def _subset_of_arm(config: str, options: argparse.Namespace) -> Artifact:
     from s2l_ray.storage import Storage
     from s2l_ray.subsets.arms import arm_named, arms_of
 
-    experiment = load_experiment(options.subset, overrides(options))
+    experiment = load_experiment(config, overrides(options))
     return arm_named(arms_of(experiment, Storage.at(experiment.shared.storage)), options.arm).need("subset")
 
 
 def diff(options: argparse.Namespace) -> Document:
-    """Say what two subsets have in common, and how they were made otherwise."""
-    from s2l_ray.subsets.diff import compare, lines
-    from s2l_ray.subsets.lineage import subset_at
+    """Say what two subsets have in common, and how they were made otherwise; or what an extension adds to its own."""
+    from s2l_ray.subsets import diff, growth
+    from s2l_ray.subsets.lineage import is_extension_of, selection_at
 
-    found = compare(subset_at(options.subset_a), subset_at(options.subset_b))
-    for line in lines(found):
+    a, b = selection_at(options.subset_a), selection_at(options.subset_b)
+    if is_extension_of(a, b):
+        a, b = b, a
+    if is_extension_of(b, a):
+        found = growth.growth(a, b)
+        lines = growth.lines(found)
+    else:
+        found = diff.compare(a, b)
+        lines = diff.lines(found)
+    for line in lines:
         display.say(line)
     return found
 
@@ -53,19 +62,40 @@ def explain(options: argparse.Namespace) -> Document:
     from s2l_ray.storage import Storage
     from s2l_ray.subsets.arms import arms_of
     from s2l_ray.subsets.explain import explain_cluster, explain_example
+    from s2l_ray.subsets.explain_extension import explain_added
     from s2l_ray.subsets.explanation import cluster_lines, example_lines
 
-    experiment = laid_out(options)[1]
-    arms = arms_of(experiment, Storage.at(experiment.shared.storage))
-    if options.example is not None:
-        told = explain_example(arms, options.example)
+    if not _is_config(options.config):
+        told = explain_added(_extension_at(options), options.example)
         lines = example_lines(told)
     else:
-        told = explain_cluster(arms, options.cluster, options.stratum)
-        lines = cluster_lines(told)
+        experiment = laid_out(options)[1]
+        arms = arms_of(experiment, Storage.at(experiment.shared.storage))
+        if options.example is not None:
+            told = explain_example(arms, options.example)
+            lines = example_lines(told)
+        else:
+            told = explain_cluster(arms, options.cluster, options.stratum)
+            lines = cluster_lines(told)
     for line in lines:
         display.say(line)
     return told
+
+
+def _is_config(path: str) -> bool:
+    return Path(path).suffix in (".yaml", ".yml")
+
+
+def _extension_at(options: argparse.Namespace) -> Artifact:
+    from s2l_ray.subsets.lineage import selection_at
+
+    found = selection_at(options.config)
+    if found.manifest.artifact != "extension" or options.example is None:
+        raise ConfigError(
+            f"{options.config} is the folder of the {found.manifest.artifact}. Expected the YAML file of its "
+            "experiment; or, for --example with a row that came later, the folder of its extension."
+        )
+    return found
 
 
 def inspect(options: argparse.Namespace) -> Document:

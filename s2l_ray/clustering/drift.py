@@ -42,6 +42,14 @@ class Drift:
         far = self.far_share > max(self.far_by_chance, MUCH * (1 - FAR))
         return far or self.shift > max(MIX, MUCH * self.shift_by_chance)
 
+    @property
+    def in_words(self) -> str:
+        """What was found, as a clause about the new rows."""
+        return (
+            f"{self.far_share:.1%} of them lie farther from their centroid than {FAR:.0%} of the first pool, and their "
+            f"mix of clusters differs by {self.shift:.0%} (by chance: {self.shift_by_chance:.0%})"
+        )
+
 
 def drift_of(
     distance_N: NDArray[np.floating[Any]],

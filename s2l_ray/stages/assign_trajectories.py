@@ -130,8 +130,7 @@ def _drift(clusters: Artifact, assignments: pa.Table) -> Drift | None:
     drift = drift_of(distances[0], key[: len(first)], distances[1], key[len(first) :])
     if drift is not None and drift.is_notable:
         display.warn(
-            f"the new rows are not like the first pool: {drift.far_share:.1%} of them lie farther from their centroid "
-            f"than 99% of it, and their mix of clusters differs by {drift.shift:.0%} (by chance: "
-            f"{drift.shift_by_chance:.0%}). The proxy may not know such rows; run the whole again on all rows"
+            f"the new rows are not like the first pool: {drift.in_words}. The proxy may not know such rows; run the "
+            "whole again on all rows"
         )
     return drift

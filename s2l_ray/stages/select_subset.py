@@ -68,9 +68,14 @@ class Inputs:
     clusters: Artifact | None = None
     trajectories: Artifact | None = None
     hidden_states: Artifact | None = None
-    frozen: Artifact | None = None
-    """The clusters that the rows join, where they came later, and what was taken of them."""
-    taken: Artifact | None = None
+    assignments: Artifact | None = None
+    """Of rows that came later: how they join `clusters`, and what was taken of these before."""
+    subset: Artifact | None = None
+
+    @property
+    def assigned(self) -> Artifact | None:
+        """What says which cluster each row is in."""
+        return self.assignments or self.clusters
 
 
 @dataclass(frozen=True)
@@ -121,7 +126,7 @@ def select_subset(
     """
     pool, names = _read_pool(inputs, seed)
     # Only the guard keeps a row of the pool out of the clusters.
-    candidates = pool if inputs.clusters is None else pool.where(pool.cluster_id_N >= 0)
+    candidates = pool if inputs.assigned is None else pool.where(pool.cluster_id_N >= 0)
     budget = parse_budget(1.0 if config.select.method == "full" else config.select.budget)
     n_wanted = None if budget.kind == "tokens" else rows_in_budget(budget, len(pool))
     _check_left(n_wanted, len(pool), len(candidates))
@@ -174,8 +179,8 @@ def _read_pool(inputs: Inputs, seed: int) -> tuple[Pool, Names]:
     lengths, responses, in_pool = _token_counts(inputs, id_N)
     strata, stratum_N = list[str](), np.full(len(id_N), NONE, dtype=np.int32)
     cluster_id_N = np.full(len(id_N), -1, dtype=np.int32)
-    if inputs.clusters is not None:
-        table = inputs.clusters.read_table("assignments-", ["example_id", "stratum", "cluster_id"])
+    if inputs.assigned is not None:
+        table = inputs.assigned.read_table("assignments-", ["example_id", "stratum", "cluster_id"])
         position = np.searchsorted(id_N, table.column("example_id").to_numpy())
         strata, stratum_N[position] = coded(table.column("stratum"))
         cluster_id_N[position] = table.column("cluster_id").to_numpy()
@@ -227,11 +232,11 @@ def _rank(pool: Pool, names: Names, select: SelectConfig, inputs: Inputs, n_want
 
 def _earlier(pool: Pool, names: Names, inputs: Inputs) -> Earlier | None:
     """Count what each row's cluster held and gave before the rows came."""
-    if inputs.frozen is None or inputs.taken is None:
+    if inputs.clusters is None or inputs.subset is None:
         return None
     stratum_N = np.array([*names.strata, None], dtype=object)[pool.stratum_N]
     counts = []
-    for artifact, prefix in ((inputs.frozen, "assignments-"), (inputs.taken, "subset.parquet")):
+    for artifact, prefix in ((inputs.clusters, "assignments-"), (inputs.subset, "subset.parquet")):
         table = artifact.read_table(prefix, ["stratum", "cluster_id"])
         strata = np.concatenate([stratum_N, table.column("stratum").to_numpy(zero_copy_only=False)])
         key_N = cluster_keys(strata, np.concatenate([pool.cluster_id_N, table.column("cluster_id").to_numpy()]))

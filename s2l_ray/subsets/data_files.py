@@ -93,13 +93,17 @@ def describe(file: InputFile, path: str, rows: int, sources: Iterable[str | None
     return DataFile(file, path, rows, found, frozenset(sources), delimiter)
 
 
-def export_paths(files: Sequence[InputFile]) -> list[str]:
+def export_paths(files: Sequence[InputFile], folder: str = FOLDER) -> list[str]:
     """Return where each file goes: its name, with an ending that says its format where the name does not.
+
+    Args:
+        files: of one part of an export.
+        folder: where that part keeps its rows.
 
     Raises:
         DataError: two would have one name.
     """
-    paths = [f"{FOLDER}/{file.name if _is_well_named(file) else _named_well(file)}" for file in files]
+    paths = [f"{folder}/{file.name if _is_well_named(file) else _named_well(file)}" for file in files]
     if len(set(paths)) != len(paths):
         raise DataError(
             f"files of the input would have one name in the export: {listed(sorted(paths), 6)}. Rename one."

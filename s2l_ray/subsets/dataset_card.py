@@ -1,13 +1,15 @@
-"""The card of an exported subset: `README.md` as the Hugging Face hub and `datasets` read it.
+"""The card of an export: `README.md` as the Hugging Face hub and `datasets` read it.
 
 Everything that comes from the data (names of files, sources, columns) is escaped; the front matter is YAML by the
-dumper. Nothing here depends on the time or on the machine: the same subset has the same card.
+dumper. Nothing here depends on the time or on the machine: the same rows have the same card.
 """
 
 import glob
 import json
 import re
-from collections.abc import Mapping, Sequence
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +17,8 @@ from s2l_ray.artifacts import Artifact, FileRecord
 from s2l_ray.input_files import shown
 from s2l_ray.strict_yaml import dump_yaml
 from s2l_ray.subsets.data_files import Group
-from s2l_ray.subsets.provenance import HELD_OUT_ELSEWHERE, TRAJECTORIES_ELSEWHERE, Lineage, facts_of
+from s2l_ray.subsets.part import Part
+from s2l_ray.subsets.provenance import HELD_OUT_ELSEWHERE, TRAJECTORIES_ELSEWHERE, facts_of
 
 CARD = "README.md"
 SELECTION = "selection.parquet"
@@ -34,44 +37,40 @@ class Card:
     """What a card tells.
 
     Attributes:
-        subset: what was exported.
-        lineage: what it was made from.
+        parts: what was exported.
         groups: the files of rows; `datasets` reads those of the first one's kind.
         records: the files of the export, but for the card.
-        again: a config that makes the subset again.
-        inputs: names of the input files.
+        again: a config that makes the subset again, which is exported or topped up.
         llama_factory: the names of the entries in `dataset_info.json`.
         repository: `owner/name` of the data set of the hub that it is the card of; None for a folder.
     """
 
-    subset: Artifact
-    lineage: Lineage
+    parts: Sequence[Part]
     groups: Sequence[Group]
     records: Sequence[FileRecord]
     again: Mapping[str, Any]
-    inputs: Sequence[str]
     llama_factory: Sequence[str]
     repository: str | None
 
     def text(self) -> str:
         """Return the card."""
-        rows = self.subset.summary["rows"]
+        rows = sum(part.artifact.summary["rows"] for part in self.parts)
+        inputs = list(dict.fromkeys(name for part in self.parts for name in part.inputs))
+        method = self.parts[0].artifact.manifest.config["settings"]["method"]
         front = {
             "pretty_name": f"{rows} rows selected by S2L",
             "size_categories": [size_category(rows)],
-            "tags": ["s2l-ray", "data-selection", str(self.subset.manifest.config["settings"]["method"])],
+            "tags": ["s2l-ray", "data-selection", str(method)],
             "configs": [group.front_matter() for group in self._configured],
         }
-        of = ", ".join(escaped(name) for name in self.inputs[:5]) + (" and others" if len(self.inputs) > 5 else "")
+        of = ", ".join(escaped(name) for name in inputs[:5]) + (" and others" if len(inputs) > 5 else "")
         parts = [
             f"---\n{dump_yaml(front)}---\n",
             f"# {rows} rows of {of}\n",
-            "A subset for fine-tuning, chosen by [S2L](https://arxiv.org/abs/2403.07384) (SmallToLarge) or a method to "
-            "compare it with. The rows are untouched, in the format and the order of the input. "
-            f"`{SELECTION}` says of each, in the same order, where it stood and why it was taken.\n",
+            self._introduction(),
             *self._loading(),
             "## How the rows were chosen\n",
-            _table(["", ""], [[name, str(value)] for name, value in facts_of(self.subset, self.lineage).items()]),
+            *self._facts(),
             *self._composition(),
             *self._again(),
             *self._provenance(),
@@ -80,6 +79,30 @@ class Card:
             "know. Whoever passes them on has to name it, with `license:` in the lines at the head of this file.\n",
         ]
         return "\n".join(parts)
+
+    def _introduction(self) -> str:
+        by = "chosen by [S2L](https://arxiv.org/abs/2403.07384) (SmallToLarge)"
+        if self.parts[0].is_extension:
+            what = (
+                f"Rows that came later than a subset that was {by}, and top it up: scored by the same proxy, assigned "
+                "to the same clusters, and taken where these had given less than their share."
+            )
+        elif self.parts[1:]:
+            what = f"A subset for fine-tuning, {by}, and rows that came later and top it up. "
+            what += f"`part` in `{SELECTION}` tells them apart: an `example_id` numbers the rows of one part."
+        else:
+            what = f"A subset for fine-tuning, {by} or a method to compare it with."
+        return (
+            f"{what} The rows are untouched, in the format and the order of the input. `{SELECTION}` says of each, in "
+            "the same order, where it stood and why it was taken.\n"
+        )
+
+    def _facts(self) -> Iterator[str]:
+        for part in self.parts:
+            if self.parts[1:]:
+                yield f"### {part.label}\n"
+            facts = facts_of(part.artifact, part.lineage)
+            yield _table(["", ""], [[name, str(value)] for name, value in facts.items()])
 
     @property
     def _configured(self) -> list[Group]:
@@ -107,7 +130,9 @@ class Card:
         return parts
 
     def _composition(self) -> list[str]:
-        counts = self.subset.summary["rows_per_source"]
+        counts = Counter[str]()
+        for part in self.parts:
+            counts.update(part.artifact.summary["rows_per_source"])
         if set(counts) == {""}:
             return []
         return [_table(["source", "rows"], [[name or "(none)", str(count)] for name, count in counts.items()])]
@@ -116,7 +141,7 @@ class Card:
         notes = ["With the same files under the same names the result has the same rows."]
         examples = self.again["examples"]
         if "synthetic" in examples:
-            seed = self.lineage["examples"].manifest.config["seed"]
+            seed = self.parts[0].examples.manifest.config["seed"]
             notes.append(
                 f"The corpus is made up; it also follows from the run's `seed`, from which {seed} was derived."
             )
@@ -126,18 +151,33 @@ class Card:
             notes.append(f"`{TRAJECTORIES_ELSEWHERE}` stands for the trajectories, which were computed elsewhere.")
         if "model" not in self.again.get("target", {}):
             notes.append("The target is not known; its tokenizer decides which rows fit and what a token budget holds.")
+        for part in self.parts:
+            if part.is_extension:
+                of = ", ".join(escaped(name) for name in list(part.inputs)[:5])
+                notes.append(f"`{_new_rows(part)}` stands for the rows that came later, of which {of} held some.")
         return [
             "## Making it again\n",
             _fenced("yaml", dump_yaml(dict(self.again)).rstrip("\n")),
-            _fenced("bash", "s2l run again.yaml --until select_subset"),
+            _fenced("bash", "\n".join(["s2l run again.yaml --until select_subset", *self._extending()])),
             f"`again.yaml` holds the lines above. {' '.join(notes)}\n",
         ]
 
+    def _extending(self) -> Iterator[str]:
+        for part in self.parts:
+            if part.is_extension:
+                budget = str(part.artifact.manifest.config["settings"]["budget"])
+                yield f"s2l extend again.yaml --rows {_new_rows(part)} --budget {shlex.quote(budget)}"
+
     def _provenance(self) -> list[str]:
-        artifacts = [("subset", self.subset), *sorted(self.lineage.items())]
-        made = [[name, found.manifest.fingerprint, found.digest] for name, found in artifacts]
+        names: dict[Artifact, str] = {}
+        for part in self.parts:
+            prefix = f"{part.label}: " if part.is_extension and self.parts[1:] else ""
+            names.setdefault(part.artifact, part.label)
+            for role, artifact in sorted(part.lineage.items()):
+                names.setdefault(artifact, f"{prefix}{role}")
+        made = [[name, found.manifest.fingerprint, found.digest] for found, name in names.items()]
         files = [[f.path, "-" if f.rows is None else str(f.rows), str(f.bytes), f.sha256] for f in self.records]
-        versions = self.subset.manifest.run.get("versions", {})
+        versions = self.parts[-1].artifact.manifest.run.get("versions", {})
         return [
             "## Provenance\n",
             _table(["artifact", "fingerprint", "digest"], made),
@@ -146,6 +186,11 @@ class Card:
             if versions
             else "",
         ]
+
+
+def _new_rows(extension: Part) -> str:
+    """Return what stands for the rows that an extension was chosen from: their name may be that of the first ones."""
+    return f"your-rows-of-the-{extension.label}"
 
 
 def size_category(rows: int) -> str:

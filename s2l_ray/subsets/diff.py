@@ -1,8 +1,8 @@
 """Two subsets beside each other: which rows they share, and what was set otherwise.
 
-Rows are told apart by their id where both subsets were chosen from the same examples, and by their content where they
-were not: copies of one content are then numbered within each subset, so that two of them match two of them. Never by
-position.
+`growth` tells what a subset and an extension of it are to each other. Rows are told apart by their id where both
+subsets were chosen from the same examples, and by their content where they were not: copies of one content are then
+numbered within each subset, so that two of them match two of them. Never by position.
 
 Shape suffixes: N rows of one subset, C rows of both.
 """
@@ -32,7 +32,7 @@ Rows = Mapping[Key, Mapping[str, Any]]
 
 
 def compare(a: Artifact, b: Artifact) -> dict[str, Any]:
-    """Compare two subsets.
+    """Compare two subsets, two extensions, or a subset with an extension of another.
 
     Raises:
         ArtifactError: a storage does not hold the examples that a subset was chosen from.
@@ -43,10 +43,10 @@ def compare(a: Artifact, b: Artifact) -> dict[str, Any]:
     rows_a, rows_b = _rows(a, examples_a, same_examples), _rows(b, examples_b, same_examples)
     common = rows_a.keys() & rows_b.keys()
     clusters = {of["clusters"].digest if "clusters" in of else None for of in (of_a, of_b)}
-    same_clusters = same_examples and len(clusters) == 1 and None not in clusters
+    same_clusters = len(clusters) == 1 and None not in clusters
     return {
-        "a": a.storage.uri_of("subset", a.manifest.fingerprint),
-        "b": b.storage.uri_of("subset", b.manifest.fingerprint),
+        "a": a.storage.uri_of(a.manifest.artifact, a.manifest.fingerprint),
+        "b": b.storage.uri_of(b.manifest.artifact, b.manifest.fingerprint),
         "matched_by": "example_id" if same_examples else "content",
         **_overlap(len(common), len(rows_a), len(rows_b)),
         "rank_correlation": _rank_correlation(rows_a, rows_b),
@@ -119,7 +119,10 @@ def _rank_correlation(rows_a: Rows, rows_b: Rows) -> float | None:
 
 def _differences(a: Artifact, b: Artifact, of_a: Lineage, of_b: Lineage) -> Iterator[dict[str, Any]]:
     """Yield what was set otherwise anywhere on the way, and what came out otherwise though nothing was."""
-    for role, one, other in [("subset", a, b), *((r, of_a.get(r), of_b.get(r)) for r in sorted({*of_a, *of_b}))]:
+    for role, one, other in [
+        (a.manifest.artifact, a, b),
+        *((r, of_a.get(r), of_b.get(r)) for r in sorted({*of_a, *of_b})),
+    ]:
         if one is None or other is None:
             yield {"artifact": role, "setting": None, "a": _presence(one), "b": _presence(other)}
             continue

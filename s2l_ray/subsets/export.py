@@ -1,7 +1,7 @@
-"""A subset as a folder to take along: rows, `selection.parquet`, a data set card, and LLaMA-Factory's entry.
+"""Chosen rows as a folder to take along: rows, `selection.parquet`, a data set card, and LLaMA-Factory's entry.
 
-The rows are copied byte for byte from the subset, whose checksums are tried first. Two exports of one subset are
-equal, wherever they are written.
+The rows are copied byte for byte from a subset, an extension, or a subset and the extensions that top it up, whose
+checksums are tried first. Two exports of the same are equal, wherever they are written.
 """
 
 import io
@@ -9,7 +9,7 @@ import json
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,32 +23,21 @@ import pyarrow.parquet as pq
 from s2l_ray import hub
 from s2l_ray.artifacts import Artifact, FileRecord
 from s2l_ray.config import InputPath
-from s2l_ray.errors import ArtifactError, ConfigError
+from s2l_ray.errors import ConfigError
 from s2l_ray.input_files import InputFile
 from s2l_ray.inputs import PAIRS, find_inputs
 from s2l_ray.layouts import Layout
 from s2l_ray.log import without_user_info
 from s2l_ray.storage import CHUNK, Storage, digest_of
-from s2l_ray.subsets.data_files import DataFile, Group, describe, export_paths, grouped
+from s2l_ray.subsets.data_files import FOLDER, DataFile, describe, export_paths, grouped
 from s2l_ray.subsets.dataset_card import CARD, SELECTION, Card
-from s2l_ray.subsets.lineage import check_undamaged, lineage, required
+from s2l_ray.subsets.lineage import check_undamaged
 from s2l_ray.subsets.llama_factory import DATASET_INFO, dataset_info
-from s2l_ray.subsets.provenance import Lineage, config_again
+from s2l_ray.subsets.part import Part, parts_of, selection_of
+from s2l_ray.subsets.provenance import config_again
 
 _ROWS = "rows/"
-"""Where a subset keeps its rows."""
-_COLUMNS = (
-    "example_id",
-    "user_id",
-    "input_file",
-    "input_row",
-    "source",
-    "stratum",
-    "cluster_id",
-    "rank",
-    "reason",
-)
-"""Of `selection.parquet`."""
+"""Where an artifact keeps the rows."""
 
 
 @dataclass(frozen=True)
@@ -56,39 +45,25 @@ class Export:
     """What is exported, before anything is written.
 
     Attributes:
-        subset: what is exported.
-        lineage: what it was made from.
-        selection: a row for each selected one, in the input's order.
-        files: the files of rows, in the input's order.
+        parts: a subset, or an extension, or a subset and extensions of it.
+        files: the files of rows, part after part, each in its input's order.
     """
 
-    subset: Artifact
-    lineage: Lineage
-    selection: pa.Table
+    parts: tuple[Part, ...]
     files: tuple[DataFile, ...]
 
     @classmethod
-    def of(cls, subset: Artifact) -> "Export":
-        """Gather what belongs to a subset.
+    def of(cls, *artifacts: Artifact) -> "Export":
+        """Gather what belongs to a subset, or to an extension, or to a subset and extensions of it.
 
         Raises:
             ArtifactError: a file is damaged, or the storage does not hold the examples.
-            ConfigError, DataError: a file of rows cannot be read.
+            ConfigError, DataError: a file of rows cannot be read, or several do not go together.
         """
-        found = lineage(subset)
-        examples = required(found, "examples", subset)
-        check_undamaged(subset, examples)
-        selection = selection_table(subset, examples)
-        sources: dict[str, set[str | None]] = {}
-        for row in selection.select(["input_file", "source"]).to_pylist():
-            sources.setdefault(row["input_file"], set()).add(row["source"])
-        records = subset.files(_ROWS)
-        inputs = [_input_file(subset, record) for record in records]
-        files = tuple(
-            describe(file, path, record.rows or 0, sources[file.name])
-            for file, path, record in zip(inputs, export_paths(inputs), records, strict=True)
-        )
-        return cls(subset, found, selection, files)
+        parts = parts_of(artifacts)
+        check_undamaged(*(artifact for part in parts for artifact in (part.artifact, part.examples)))
+        files = [file for part in parts for file in _files(part, f"{FOLDER}/{part.label}" if artifacts[1:] else FOLDER)]
+        return cls(parts, tuple(files))
 
     def write(self, folder: Storage, repository: str | None = None) -> list[FileRecord]:
         """Write everything; the card is the last, so that a folder without one is no export.
@@ -100,64 +75,57 @@ class Export:
         Returns:
             The files, but for the card.
         """
-        groups = grouped(self.files)
-        records = [_copy(self.subset, record, folder, file.path) for record, file in self._row_files()]
-        records.append(_put(folder, SELECTION, _parquet(self.selection), self.selection.num_rows))
-        layouts = self.lineage["examples"].summary.get("layouts", [])  # versions before this one did not tell
-        info = dataset_info(groups, [Layout(**layout) for layout in layouts], repository)
+        groups, selection = grouped(self.files), selection_of(self.parts)
+        originals = [(part.artifact, record) for part in self.parts for record in part.artifact.files(_ROWS)]
+        records = [
+            _copy(artifact, record, folder, file.path)
+            for (artifact, record), file in zip(originals, self.files, strict=True)
+        ]
+        records.append(_put(folder, SELECTION, _parquet(selection), selection.num_rows))
+        info = dataset_info(groups, self._layouts(), repository)
         if info:
             records.append(_put(folder, DATASET_INFO, (json.dumps(info, indent=2) + "\n").encode()))
-        _put(folder, CARD, self._card(groups, records, list(info), repository).encode())
+        card = Card(self.parts, groups, records, _config_again(self.parts[0].base()), list(info), repository)
+        _put(folder, CARD, card.text().encode())
         return records
 
-    def _row_files(self) -> Iterator[tuple[FileRecord, DataFile]]:
-        return zip(self.subset.files(_ROWS), self.files, strict=True)
-
-    def _card(
-        self, groups: tuple[Group, ...], records: list[FileRecord], entries: list[str], repository: str | None
-    ) -> str:
-        inputs = {file.file.name: next(iter(file.sources)) if len(file.sources) == 1 else None for file in self.files}
-        again = config_again(self.subset, self.lineage, inputs)
-        return Card(self.subset, self.lineage, groups, records, again, list(inputs), entries, repository).text()
+    def _layouts(self) -> list[Layout]:
+        # Versions before this one did not tell.
+        told = [layout for part in self.parts for layout in part.examples.summary.get("layouts", [])]
+        return [Layout(**layout) for layout in told]
 
 
-def _input_file(subset: Artifact, record: FileRecord) -> InputFile:
+def _files(part: Part, folder: str) -> Iterator[DataFile]:
+    records = part.artifact.files(_ROWS)
+    inputs = [_input_file(part.artifact, record) for record in records]
+    for file, path, record in zip(inputs, export_paths(inputs, folder), records, strict=True):
+        yield describe(file, path, record.rows or 0, part.inputs[file.name])
+
+
+def _config_again(base: Part) -> dict[str, Any]:
+    """Return a config that makes a subset again."""
+    inputs = {name: next(iter(sources)) if len(sources) == 1 else None for name, sources in base.inputs.items()}
+    return config_again(base.artifact, base.lineage, inputs)
+
+
+def _input_file(artifact: Artifact, record: FileRecord) -> InputFile:
     """Return a file of rows as a file to be read, with the name that it had as an input."""
-    path = record.path if subset.storage.is_local else quote(record.path)
+    path = record.path if artifact.storage.is_local else quote(record.path)
     # What is neither JSON nor a table has been read as pairs of lines before.
-    (file,) = find_inputs((InputPath(path=subset.uri_of(path), format=PAIRS),), key="rows")
+    (file,) = find_inputs((InputPath(path=artifact.uri_of(path), format=PAIRS),), key="rows")
     return replace(file, name=record.path.removeprefix(_ROWS))
 
 
-def selection_table(subset: Artifact, examples: Artifact) -> pa.Table:
-    """Return a row for each selected one, in order of id, which is the input's.
-
-    Raises:
-        ArtifactError: the examples lack one of them.
-    """
-    chosen = subset.read_in_order("subset.parquet").replace_schema_metadata(None)
-    ids = chosen.column("example_id")
-    columns = [name for name in _COLUMNS if name not in chosen.column_names]
-    places = examples.read_examples("examples-", ids.combine_chunks(), ["example_id", *columns])
-    if not places.column("example_id").equals(ids):
-        raise ArtifactError(
-            f"{examples.uri} holds {places.num_rows} of the {chosen.num_rows} rows of {subset.uri}. "
-            "Expected all of them; run the experiment again."
-        )
-    for name in columns:
-        chosen = chosen.append_column(places.schema.field(name), places.column(name))
-    return chosen.select(_COLUMNS)
-
-
-def export_folder(subset: Artifact, to: str) -> dict[str, Any]:
-    """Write a subset to a new folder.
+def export_folder(artifacts: Sequence[Artifact], to: str) -> dict[str, Any]:
+    """Write a subset, an extension, or a subset and its extensions to a new folder.
 
     Args:
+        artifacts: see `Export.of`.
         to: a local path or a `pyarrow.fs` URI.
 
     Raises:
         ConfigError: the folder is not empty, or cannot be written.
-        ArtifactError: see `Export.of`.
+        ArtifactError, DataError: see `Export.of`.
     """
     destination = Storage.at(to)
     found = destination.filesystem.get_file_info(pafs.FileSelector(destination.path(), allow_not_found=True))
@@ -166,16 +134,17 @@ def export_folder(subset: Artifact, to: str) -> dict[str, Any]:
             f"{without_user_info(to)} is not empty: it holds {found[0].base_name}. Expected a new folder; name "
             "another one with --to, or remove that one."
         )
-    content = Export.of(subset)
+    content = Export.of(*artifacts)
     with _built(destination) as folder:
         records = content.write(folder)
     return _told(content, records) | {"folder": destination.uri}
 
 
-def push(subset: Artifact, uri: str, *, is_public: bool, replaces: bool) -> dict[str, Any]:
-    """Write a subset to a data set of the Hugging Face hub, which is made where there is none.
+def push(artifacts: Sequence[Artifact], uri: str, *, is_public: bool, replaces: bool) -> dict[str, Any]:
+    """Write the same to a data set of the Hugging Face hub, which is made where there is none.
 
     Args:
+        artifacts: see `Export.of`.
         uri: `hf://datasets/owner/name`.
         is_public: whether everybody may see it.
         replaces: whether files that it holds may be replaced and removed.
@@ -183,11 +152,11 @@ def push(subset: Artifact, uri: str, *, is_public: bool, replaces: bool) -> dict
     Raises:
         ConfigError: the URI names no data set, the data set holds files or is seen by more people than asked for, or
             the hub refuses or does not answer.
-        ArtifactError: see `Export.of`.
+        ArtifactError, DataError: see `Export.of`.
     """
     repository = hub.repository_of(uri)
     hub.check_may_push(repository, is_public=is_public, replaces=replaces)
-    content = Export.of(subset)
+    content = Export.of(*artifacts)
     with tempfile.TemporaryDirectory(prefix="s2l-") as folder:
         records = content.write(Storage.at(folder), repository)
         address = hub.push(folder, repository, is_public=is_public)
@@ -196,8 +165,8 @@ def push(subset: Artifact, uri: str, *, is_public: bool, replaces: bool) -> dict
 
 def _told(content: Export, records: list[FileRecord]) -> dict[str, Any]:
     return {
-        "subset": content.subset.uri,
-        "rows": content.selection.num_rows,
+        **{part.label: part.artifact.uri for part in content.parts},
+        "rows": sum(part.selection.num_rows for part in content.parts),
         "files": {record.path: record.sha256 for record in records},
     }
 
@@ -217,8 +186,11 @@ def _built(destination: Storage) -> Iterator[Storage]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _copy(subset: Artifact, record: FileRecord, folder: Storage, path: str) -> FileRecord:
-    with subset.storage.open_input(subset.path(record.path)) as source, folder.open_output(folder.path(path)) as sink:
+def _copy(artifact: Artifact, record: FileRecord, folder: Storage, path: str) -> FileRecord:
+    with (
+        artifact.storage.open_input(artifact.path(record.path)) as source,
+        folder.open_output(folder.path(path)) as sink,
+    ):
         shutil.copyfileobj(source, sink, CHUNK)
     return replace(record, path=path)
 

@@ -12,6 +12,8 @@ from s2l_ray.storage import Storage
 
 OF_A_MODEL = ("tokens", "tokenizer")
 """Artifacts that proxy and target each have their own of."""
+SELECTIONS = ("subset", "extension")
+"""Artifacts that hold chosen rows."""
 
 
 def artifact_at(folder: str) -> Artifact | None:
@@ -39,23 +41,29 @@ def artifact_at(folder: str) -> Artifact | None:
     return Artifact(Storage(root.removesuffix(address) + mark + query), manifest)
 
 
-def subset_at(folder: str) -> Artifact:
-    """Return the subset whose folder this is; its `rows` folder, which a run's last lines name, will do as well.
+def selection_at(folder: str) -> Artifact:
+    """Return the subset or extension whose folder this is; its `rows`, which a run's last lines name, do as well.
 
     Raises:
         ConfigError: it is not there, or is another kind of artifact.
     """
     path, mark, query = folder.partition("?")
-    # {storage}/subset/{fingerprint}/attempt-{id}/rows
+    # {storage}/{artifact}/{fingerprint}/attempt-{id}/rows
     above, _, below = path.rstrip("/").rpartition("/attempt-")
     found = artifact_at((above if below.count("/") <= 1 and above else path) + mark + query)
-    if found is None or found.manifest.artifact != "subset":
+    if found is None or found.manifest.artifact not in SELECTIONS:
         what = "no artifact" if found is None else f"the artifact {found.manifest.artifact}"
         raise ConfigError(
-            f"{folder} holds {what}, expected the folder of a subset: {{storage}}/subset/{{fingerprint}}. "
-            "`s2l inspect STORAGE` lists what a storage holds."
+            f"{folder} holds {what}, expected the folder of a subset or of an extension: "
+            "{storage}/subset/{fingerprint}. `s2l inspect STORAGE` lists what a storage holds."
         )
     return found
+
+
+def is_extension_of(artifact: Artifact, subset: Artifact) -> bool:
+    """Tell whether an artifact is an extension of this subset: its manifest names the subset's content."""
+    is_extension, is_subset = artifact.manifest.artifact == "extension", subset.manifest.artifact == "subset"
+    return is_extension and is_subset and artifact.manifest.inputs.get("subset") == subset.digest
 
 
 def check_undamaged(*artifacts: Artifact) -> None:
@@ -103,8 +111,9 @@ def required(found: Mapping[str, Artifact], role: str, of: Artifact) -> Artifact
     Raises:
         ArtifactError: the storage does not hold it.
     """
-    if role not in found:
-        digest = of.manifest.inputs.get(role, "unknown")
+    digest = of.manifest.inputs.get(role, "unknown")
+    # That of another generation is none: an extension's subset has examples as well.
+    if role not in found or (role in of.manifest.inputs and found[role].digest != digest):
         raise ArtifactError(
             f"{of.storage.uri_of(role)} does not hold the {role} that {of.manifest.artifact} "
             f"{of.manifest.fingerprint} was made from (digest {digest[:16]}). Expected both in one storage: run the "

@@ -5,6 +5,7 @@ from pathlib import PurePath
 from typing import Any
 
 from s2l_ray.artifacts import Artifact
+from s2l_ray.clustering.drift import Drift
 from s2l_ray.config import Config
 from s2l_ray.input_files import is_remote
 from s2l_ray.log import redacted
@@ -42,14 +43,21 @@ def model_name(model: str) -> str:
 
 
 def facts_of(subset: Artifact, lineage: Lineage) -> dict[str, Any]:
-    """Return what is worth saying first of how a subset was chosen; what its storage no longer knows is left out."""
+    """Return what is worth saying first of how a subset was chosen; what its storage no longer knows is left out.
+
+    Args:
+        subset: or an extension.
+        lineage: of it.
+    """
     select, clusters, proxy = settings_of(subset), lineage.get("clusters"), lineage.get("proxy")
+    is_extension = subset.manifest.artifact == "extension"
     facts: dict[str, Any] = {
+        **(_facts_of_extension(lineage) if is_extension else {}),
         "method": select["method"],
         "budget": "all rows" if select["method"] == "full" else select["budget"],
         "rows taken": subset.summary["rows"],
         "rows to choose from": subset.summary["rows_pool"],
-        "rows that the guard set aside": subset.summary["rows_set_aside"] or None,
+        "rows that the guard set aside": None if is_extension else subset.summary["rows_set_aside"] or None,
         "quota exponent": select["quota_exponent"] or None,
         "seed of the draw": select["seed"],
     }
@@ -65,6 +73,22 @@ def facts_of(subset: Artifact, lineage: Lineage) -> dict[str, Any]:
         facts["checkpoints (T)"] = lineage["trajectories"].summary["n_checkpoints"]
         facts["trajectories"] = "computed elsewhere" if proxy is None else None
     return {name: value for name, value in facts.items() if value is not None}
+
+
+def _facts_of_extension(lineage: Lineage) -> dict[str, Any]:
+    """Return what it tops up, and how its rows compare with those that were there."""
+    facts: dict[str, Any] = {}
+    if "subset" in lineage:
+        subset = lineage["subset"]
+        facts = {"tops up": f"subset {subset.manifest.fingerprint}, {subset.summary['rows']} rows"}
+    if "assignments" in lineage:
+        summary = lineage["assignments"].summary
+        aside = ", ".join(f"{count} ({reason})" for reason, count in summary["rows_set_aside"].items())
+        facts["rows set aside"] = aside or None
+        if summary["drift"] is not None:
+            drift = Drift(**summary["drift"])
+            facts["drift"] = f"{'notable' if drift.is_notable else 'not notable'}: {drift.in_words}"
+    return facts
 
 
 def _model(model: str | Mapping[str, Any]) -> str:

@@ -55,7 +55,7 @@ def test_export_of_the_subset_loads_and_its_card_leads_back_to_it(run: Run, tmp_
     import datasets
 
     subset = run.artifact("subset")
-    export_folder(subset, str(tmp_path / "out"))
+    export_folder([subset], str(tmp_path / "out"))
     rows = datasets.load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache")).to_list()
     selection = pq.read_table(tmp_path / "out" / "selection.parquet").to_pylist()
     examples = {row["example_id"]: row for row in run.table("examples", "examples-").to_pylist()}

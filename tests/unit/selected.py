@@ -17,10 +17,11 @@ from s2l_ray.digests import DigestCache
 from s2l_ray.draws import occurrences
 from s2l_ray.examples import Example, RejectedRow, examples_table, held_out, read_examples
 from s2l_ray.experiment import Experiment, experiment_of, parse_sparse
-from s2l_ray.graph import Node, examine
+from s2l_ray.extension import arm_to_extend, build_extension
+from s2l_ray.graph import Node, Pipeline, examine
 from s2l_ray.layouts import detect_layouts, distinct
 from s2l_ray.plan import build_pipeline
-from s2l_ray.stages import import_trajectories, select_subset
+from s2l_ray.stages import assign_trajectories, import_trajectories, select_subset
 from s2l_ray.storage import Storage
 from s2l_ray.tokens import TokenizedExample, tokens_table
 
@@ -47,7 +48,20 @@ def experiment(**sections: Any) -> Experiment:
 def make(storage: Storage, of: Experiment, until: str = "select_subset") -> dict[str, Artifact]:
     """Make what leads to the subsets of an experiment; return these by arm, as far as they go."""
     pipeline = build_pipeline(of)
-    stages = [node.stage for node in pipeline.until(until).nodes]
+    known = _make_all(storage, pipeline, [node.stage for node in pipeline.until(until).nodes])
+    subsets = {arm: pipeline.comparison.inputs[f"subset/{arm}"].key for arm in of.arms}
+    return {arm: known[key] for arm, key in subsets.items() if key in known}
+
+
+def extension_of(storage: Storage, of: Experiment, rows: Path, budget: int | float | str | None = None) -> Artifact:
+    """Make an extension of the subset of an experiment's only arm that can have one."""
+    pipeline = build_extension(of, arm_to_extend(of, None), str(rows), budget)
+    known = _make_all(storage, pipeline, [node.stage for node in pipeline.nodes])
+    return known[pipeline.nodes[-1].key]
+
+
+def _make_all(storage: Storage, pipeline: Pipeline, stages: list[str]) -> dict[str, Artifact]:
+    """Make what is missing of a pipeline's stages; return what is there, by node key."""
     while True:
         digests = DigestCache(storage)
         for node in pipeline.nodes:
@@ -57,12 +71,10 @@ def make(storage: Storage, of: Experiment, until: str = "select_subset") -> dict
         known = {state.node.key: state.artifact for state in states if state.artifact}
         todo = [s for s in states if s.artifact is None and s.fingerprint and s.node.stage in stages]
         if not todo:
-            break
+            return known
         for state in todo:
             if find_artifact(storage, state.node.artifact, state.fingerprint) is None:
                 _make(storage, state.node, state.fingerprint, known)
-    subsets = {arm: pipeline.comparison.inputs[f"subset/{arm}"].key for arm in of.arms}
-    return {arm: known[key] for arm, key in subsets.items() if key in known}
 
 
 def subset_of(storage: Storage, **sections: Any) -> Artifact:
@@ -190,6 +202,12 @@ def _subset(inputs: Mapping[str, Artifact], node: Node, output: StagedOutput) ->
     )
 
 
+def _assignments(inputs: Mapping[str, Artifact], node: Node, output: StagedOutput) -> StageResult:
+    return assign_trajectories.assign_trajectories(
+        assign_trajectories.Inputs(**inputs), node.config, ResourcesConfig(), output, seed=node.seed
+    )
+
+
 def _stub(inputs: Mapping[str, Artifact], node: Node, output: StagedOutput) -> StageResult:
     """Something that follows from the settings and the seed."""
     data = f"{sorted(node.settings.items(), key=str)} {node.seed}".encode()
@@ -205,5 +223,6 @@ _MAKERS = {
     "score_examples": _trajectories,
     "import_trajectories": _imported,
     "cluster_trajectories": _clusters,
+    "assign_trajectories": _assignments,
     "select_subset": _subset,
 }

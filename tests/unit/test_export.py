@@ -45,7 +45,7 @@ def subset(tmp_path: Path, storage: Storage) -> Artifact:
 
 
 def exported(subset: Artifact, tmp_path: Path, name: str = "out") -> Path:
-    export_folder(subset, str(tmp_path / name))
+    export_folder([subset], str(tmp_path / name))
     return tmp_path / name
 
 
@@ -102,7 +102,7 @@ def test_two_exports_of_one_subset_are_equal(subset, tmp_path):
 
 
 def test_export_to_a_uri_is_that_to_a_path(subset, tmp_path):
-    export_folder(subset, (tmp_path / "by-uri").as_uri())
+    export_folder([subset], (tmp_path / "by-uri").as_uri())
     assert files_of(tmp_path / "by-uri") == files_of(exported(subset, tmp_path))
 
 
@@ -111,7 +111,7 @@ def test_export_into_a_folder_with_files_is_refused_and_into_an_empty_one_not(su
     folder = exported(subset, tmp_path)
     before = files_of(folder)
     with pytest.raises(ConfigError, match="is not empty"):
-        export_folder(subset, str(folder))
+        export_folder([subset], str(folder))
     assert files_of(folder) == before
 
 

@@ -139,7 +139,7 @@ def test_push_makes_a_private_data_set_of_exactly_the_exported_files(
     assert (asked["organization"], asked["name"], asked["type"]) == ("somebody", "rows", "dataset")
     pushed = empty.files_at("main")
     assert pushed is not None
-    export_folder(subset, str(tmp_path / "out"))
+    export_folder([subset], str(tmp_path / "out"))
     entries = json.loads(pushed["dataset_info.json"])
     assert entries["rows"]["hf_hub_url"] == DATASET
     assert f'datasets.load_dataset("{DATASET}", split="train")' in pushed["README.md"].decode()
