@@ -22,8 +22,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from s2l_ray.errors import ArtifactError
+from s2l_ray.filesystems import CHUNK, digest_of, opened, reads_in_threads
 from s2l_ray.schemas import is_ascending, matrix
-from s2l_ray.storage import CHUNK, Storage, digest_of, opened, reads_in_threads
+from s2l_ray.storage import Storage
 
 MANIFEST = "manifest.json"
 DISCARDED = "discarded"

@@ -25,8 +25,9 @@ import pyarrow.parquet as pq
 from s2l_ray.artifacts import DISCARDED, MANIFEST, Artifact, FileRecord, Manifest, find_artifact
 from s2l_ray.background import repeated
 from s2l_ray.errors import ArtifactError
+from s2l_ray.filesystems import CHUNK, reads_in_threads
 from s2l_ray.log import display
-from s2l_ray.storage import CHUNK, Storage, reads_in_threads
+from s2l_ray.storage import Storage
 
 HEARTBEAT = "heartbeat.json"
 SCRATCH = "scratch"

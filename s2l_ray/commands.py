@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,12 @@ def overrides(options: argparse.Namespace) -> list[str]:
     """Return the `--set` lines, with `--storage` as one of them."""
     storage = [f"storage={json.dumps(options.storage, ensure_ascii=False)}"] if options.storage else []
     return [*options.set, *storage]
+
+
+def _same_again(options: argparse.Namespace, config: str | None = None) -> list[str]:
+    """Return the config and what was overridden in it, as words for another command."""
+    sets = [word for line in options.set for word in ("--set", line)]
+    return [config or options.config, *sets, *(["--storage", options.storage] if options.storage else [])]
 
 
 def laid_out(options: argparse.Namespace) -> tuple[Sparse, Experiment]:
@@ -59,7 +66,7 @@ def init(options: argparse.Namespace) -> Document:
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}. Name another file with --output.") from error
     display.say(text)
-    display.say(f"written to {path}. Next: s2l plan {path}")
+    display.say(f"written to {path}. Next: {shlex.join(['s2l', 'plan', str(path)])}")
     return {"config": str(path), "rows": len(look.examples), "bad_rows": len(look.rejected), "is_all": look.is_all}
 
 
@@ -88,7 +95,8 @@ def doctor(options: argparse.Namespace) -> Document:
             display.say(f"{'':<8} -> {finding.advice}")
     if not options.json:
         check(findings)
-        display.say(f"no problem found. Next: {f's2l plan {options.config}' if experiment else 's2l init DATA'}")
+        following = ["plan", *_same_again(options)] if experiment else ["init", "DATA"]
+        display.say(f"no problem found. Next: {shlex.join(['s2l', *following])}")
     return {"findings": [finding.as_json() for finding in findings]}
 
 
@@ -120,8 +128,8 @@ def plan(options: argparse.Namespace) -> Document:
     document: dict[str, Any] = {"storage": storage.uri, "nodes": rows}
     if options.probe:
         document["estimates"] = _estimates(pipeline, missing, tokens, experiment)
-    verb = "sweep" if sparse.sweep else "run"
-    display.say(f"{len(states) - len(missing)} cached, {len(missing)} to run. Next: s2l {verb} {options.config}")
+    following = shlex.join(["s2l", "sweep" if sparse.sweep else "run", *_same_again(options)])
+    display.say(f"{len(states) - len(missing)} cached, {len(missing)} to run. Next: {following}")
     return document
 
 
@@ -212,7 +220,7 @@ def extend(options: argparse.Namespace) -> Document:
     if states["subset"].artifact is None:
         raise ConfigError(
             f"{storage.uri} holds no subset of this experiment to extend ({states['subset'].why}). Expected the config "
-            f"and the data of a run that is there; make one with `s2l run {options.config}`."
+            f"and the data of a run that is there; make one with `{shlex.join(['s2l', 'run', *_same_again(options)])}`."
         )
     summary = ExtensionSummary(pipeline, Runner(pipeline, storage, experiment.shared.resources).run())
     summary.show()
@@ -257,9 +265,7 @@ def submit(options: argparse.Namespace) -> Document:
             f"{options.config} lies outside the current directory, which is all that the job gets. "
             "Submit from a folder that holds the file and what it names."
         )
-    words = ["python", "-m", "s2l_ray", "sweep" if sparse.sweep else "run", config]
-    words += [word for line in options.set for word in ("--set", line)]
-    words += ["--storage", options.storage] if options.storage else []
+    words = ["python", "-m", "s2l_ray", "sweep" if sparse.sweep else "run", *_same_again(options, config)]
     words += ["--until", options.until] if options.until else []
     words += ["--allow-code-execution"] if options.allow_code_execution else []
     runtime_env = read_yaml(options.runtime_env) if options.runtime_env else {}
@@ -300,7 +306,7 @@ def report(options: argparse.Namespace) -> Document:
     if missing:
         raise ConfigError(
             f"there is nothing to report yet: {storage.uri} lacks {', '.join(missing[:3])} of this experiment. "
-            f"Run it with `s2l run {options.config}`, which ends with the report."
+            f"Run it with `{shlex.join(['s2l', 'run', *_same_again(options)])}`, which ends with the report."
         )
     return run(options, run_missing=False)
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from s2l_ray.artifacts import hash_of
+from s2l_ray.filesystems import file_digest
 from s2l_ray.input_files import answered, filesystem_of
-from s2l_ray.storage import Storage, file_digest
+from s2l_ray.storage import Storage
 
 CACHE = "input-digests.json"
 MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from s2l_ray.errors import ArtifactError
+from s2l_ray.filesystems import digest_of
 from s2l_ray.losses import response_loss_module, to_tensors
-from s2l_ray.storage import digest_of
 from s2l_ray.token_rows import Batch
 
 if TYPE_CHECKING:

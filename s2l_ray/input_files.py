@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Literal, cast
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import quote, urlsplit, urlunsplit
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
 from s2l_ray.errors import ConfigError, DataError, StorageError
-from s2l_ray.storage import open_filesystem, opened
+from s2l_ray.filesystems import open_filesystem, opened
 
 FileFormat = Literal["jsonl", "json", "csv", "parquet", "arrow", "pairs"]
 Compression = Literal["gzip", "zstd"]
@@ -149,10 +149,14 @@ def filesystem_of(path: str, key: str = "input") -> tuple[Any, str]:
     try:
         filesystem, inner = open_filesystem(path)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ImportError) as error:
+        written = quote(public(path), safe=":/")
+        hint = "" if written == public(path) else f" In a URI other characters are written with %: `{written}`."
         raise ConfigError(
             f"{key}: {public(path)!r} cannot be opened: {str(error).replace(path, '...')}. Expected a local path or a "
-            "URI that pyarrow.fs knows, e.g. `s3://bucket/folder`."
+            f"URI that pyarrow.fs knows, e.g. `s3://bucket/folder`.{hint}"
         ) from error
+    if not inner:
+        raise ConfigError(f"{key}: {public(path)!r} names no bucket. Expected a URI such as `s3://bucket/folder`.")
     return filesystem, str(inner)
 
 
@@ -173,8 +177,8 @@ def answered(path: str) -> Iterator[None]:
             raise
         problem = shown(str(error).replace(path, "...").rstrip("."), 300)
         raise StorageError(
-            f"{public(path)} cannot be read: {problem}. Check the store and the network; the same command goes on "
-            "from what is finished."
+            f"{public(path)} cannot be read: {problem}. Check the store, the network and the credentials; the same "
+            "command goes on from what is finished."
         ) from error
 
 

@@ -18,6 +18,7 @@ import pyarrow.fs as pafs
 from s2l_ray import hub
 from s2l_ray.config import InputPath
 from s2l_ray.errors import ConfigError, DataError
+from s2l_ray.filesystems import is_missing, waiting_told
 from s2l_ray.formats.sniff import SUPPORTED, declared_format, is_named_text, sniff
 from s2l_ray.input_files import InputFile, Warn, filesystem_of, is_remote, listed, public, shown
 
@@ -189,14 +190,18 @@ def _remote(entry: InputPath, key: str) -> Iterator[InputFile]:
     of_hub = entry.path.startswith(hub.SCHEME)
     address = hub.at_commit(entry.path, key) if of_hub else entry.path
     filesystem, root = filesystem_of(address, key)
-    info = filesystem.get_file_info(root)
+    with waiting_told(address):
+        info = filesystem.get_file_info(root)
     if info.type == pafs.FileType.File:
         infos, base = [info], root.rpartition("/")[0]
     elif info.type == pafs.FileType.Directory:
         infos, base = filesystem.get_file_info(pafs.FileSelector(root, recursive=True)), root.rstrip("/")
     else:
-        hint = " Patterns work for local paths only; give the folder." if _WILDCARD.search(root) else ""
-        raise ConfigError(f"{key}: {public(entry.path)!r} does not exist.{hint}")
+        hint = "Patterns work for local paths only; give the folder. " if _WILDCARD.search(root) else ""
+        raise ConfigError(
+            f"{key}: {public(entry.path)!r} does not exist: {_first_missing(filesystem, root)}. {hint}Expected a file "
+            "or a folder with files; check the name and the address of the store."
+        )
     for file in sorted(infos, key=lambda file: str(file.path)):
         name = file.path.removeprefix(base).lstrip("/")
         if file.type != pafs.FileType.File or (file is not info and any(map(_is_hidden, name.split("/")))):
@@ -209,6 +214,16 @@ def _remote(entry: InputPath, key: str) -> Iterator[InputFile]:
             parts = urlsplit(address)
             uri = urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{quote(name)}"))
         yield InputFile(uri, name, 0, "jsonl", file.size or 0, file.mtime_ns or 0, entry.source)
+
+
+def _first_missing(filesystem: pafs.FileSystem, path: str) -> str:
+    """Say which part of the path of a file is not there, by the nearest folder above it that is."""
+    above, missing = path.rstrip("/"), ""
+    while not missing or is_missing(filesystem, above):
+        above, _, missing = above.rpartition("/")
+        if not above:
+            return f"there is no {shown(missing)!r}"
+    return f"{shown(above)!r} is there and holds no {shown(missing)!r}"
 
 
 def _check_no_file_twice(found: Sequence[Sequence[InputFile]], key: str) -> None:

@@ -1,9 +1,6 @@
 """The storage: a root folder on any file system, where artifacts live."""
 
-import hashlib
-import io
 import os
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,31 +13,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from s2l_ray.errors import ConfigError, StorageError
+from s2l_ray.filesystems import is_missing, open_filesystem, opened, waiting_told
 from s2l_ray.log import without_user_info
-
-CHUNK = 1 << 22
-"""Bytes that are read at once."""
-S3_RETRIES = 10
-"""How often a request to S3 is sent again before it has failed. The waits double from 25 ms to half a minute in all."""
-PATIENCE_SECONDS = 25.0
-"""How long a read that fails at once is tried again: less than what the retries of a request take, which is enough."""
-
-
-def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
-    """Return the file system of a URI, and the path in it.
-
-    Raises:
-        ArrowException, OSError, ValueError: it is none that pyarrow can open.
-    """
-    filesystem, path = pafs.FileSystem.from_uri(uri)
-    if filesystem.type_name == "s3":
-        # A URI cannot ask for more attempts, nor for one request a small file where there were three. Its other
-        # options are Arrow's to read; the pickled form is where they can be had.
-        _, (options,) = filesystem.__reduce__()
-        # Not the "standard" strategy: it stops for good after 100 retries, however many requests succeed between.
-        retries = pafs.AwsDefaultS3RetryStrategy(max_attempts=S3_RETRIES)
-        filesystem = pafs.S3FileSystem(**{**options, "allow_delayed_open": True, "retry_strategy": retries})
-    return filesystem, path
 
 
 def check_outlives_job(uri: str) -> None:
@@ -54,66 +28,6 @@ def check_outlives_job(uri: str) -> None:
             f"storage {uri!r} is relative, and the working directory of a submitted job vanishes with the job. "
             "Set `storage` (or --storage) to an absolute path or a URI that every node can reach."
         )
-
-
-class PatientFile(io.RawIOBase):
-    """A file of a remote store, whose reads are tried again for a while.
-
-    The answer of a store that is busy is longer than the room for a small read, and pyarrow takes that for the end.
-    """
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-
-    def readable(self) -> bool:
-        """Yes."""
-        return True
-
-    def seekable(self) -> bool:
-        """Yes."""
-        return True
-
-    def read(self, size: int | None = -1) -> bytes:
-        """Read up to `size` bytes, or all that is left."""
-        position, deadline, pause = self._file.tell(), time.monotonic() + PATIENCE_SECONDS, 0.05
-        while True:
-            try:
-                self._file.seek(position)
-                return bytes(self._file.read(None if size is None or size < 0 else size))
-            except OSError:
-                if time.monotonic() + pause > deadline:
-                    raise
-                time.sleep(pause)
-                pause *= 2
-
-    def readinto(self, buffer: Any) -> int:
-        """Read into a buffer; return how much."""
-        data = self.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a position."""
-        return int(self._file.seek(offset, whence))
-
-    def tell(self) -> int:
-        """Return the position."""
-        return int(self._file.tell())
-
-
-@contextmanager
-def opened(filesystem: pafs.FileSystem, path: str) -> Iterator[Any]:
-    """Open a file to be read at any position, patiently where it is not local."""
-    with filesystem.open_input_file(path) as file:
-        yield file if filesystem.type_name == "local" else PatientFile(file)
-
-
-def reads_in_threads(file: Any) -> bool:
-    """Return whether pyarrow's own threads may read a file of `opened`, or fetch its parts ahead.
-
-    A thread that has called Python may come back for it when the process is at its end, and then aborts it.
-    """
-    return not isinstance(file, PatientFile)
 
 
 @dataclass(frozen=True)
@@ -211,7 +125,8 @@ class Storage:
             problem = str(error).rstrip(".")
             raise StorageError(
                 f"storage {without_user_info(self.uri)} fails: {problem}. Check that it can be reached, read and "
-                "written, and is not full. What is finished is kept there: the same command goes on from it."
+                "written with these credentials, and is not full. What is finished is kept there: the same command "
+                "goes on from it."
             ) from error
 
     @contextmanager
@@ -294,18 +209,26 @@ class Storage:
                 self.filesystem.delete_dir(self.path(*parts))
 
     def check_reachable(self) -> None:
-        """Refuse a storage that does not answer.
+        """Refuse a storage that does not answer, or whose bucket is not there.
 
         Raises:
             ConfigError: it does not.
         """
         try:
-            self.filesystem.get_file_info(self.path())
+            with waiting_told(self.uri):
+                found = self.filesystem.get_file_info(self.path())
         except OSError as error:
             raise ConfigError(
-                f"storage {without_user_info(self.uri)} cannot be reached: {error}. Expected a store that answers and "
-                "lets us read; check the address, the network and the credentials."
+                f"storage {without_user_info(self.uri)} cannot be reached: {str(error).rstrip('.')}. Expected a store "
+                "that answers and lets us read; check the address, the network and the credentials."
             ) from error
+        bucket = self.path().partition("/")[0]
+        may_lack_bucket = found.type == pafs.FileType.NotFound and self.filesystem.type_name in ("s3", "gcs")
+        if may_lack_bucket and is_missing(self.filesystem, bucket):
+            raise ConfigError(
+                f"storage {without_user_info(self.uri)}: there is no bucket {bucket!r}. Expected one that is there: "
+                "check its name and the address of the store, or make it."
+            )
 
     def check_writable(self) -> None:
         """Refuse a storage that cannot be written, before anything is computed for it.
@@ -319,9 +242,10 @@ class Storage:
             self.create_exclusively(b"", name)
             self.delete_file(name)
         except OSError as error:
+            problem = str(error.__cause__ or error).rstrip(".")
             raise ConfigError(
-                f"storage {without_user_info(self.uri)} cannot be written: {error.__cause__ or error}. "
-                "Give a folder or bucket that this user may write to."
+                f"storage {without_user_info(self.uri)} cannot be written: {problem}. Give a folder or "
+                "bucket that this user and these credentials may write to."
             ) from error
 
 
@@ -336,18 +260,3 @@ def _link_exclusively(data: bytes, path: str) -> bool:
     finally:
         partial.unlink()
     return True
-
-
-def file_digest(filesystem: pafs.FileSystem, path: str) -> str:
-    """Return the SHA-256 of a file's bytes."""
-    with opened(filesystem, path) as stream:
-        return digest_of(stream)[1]
-
-
-def digest_of(stream: Any) -> tuple[int, str]:
-    """Return the length and the SHA-256 of what is left of a stream."""
-    digest, size = hashlib.sha256(), 0
-    while chunk := stream.read(CHUNK):
-        digest.update(chunk)
-        size += len(chunk)
-    return size, digest.hexdigest()

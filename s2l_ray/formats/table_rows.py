@@ -23,7 +23,7 @@ def read_parquet(file: InputFile, columns: Collection[str] | None) -> NumberedRo
     """Yield every row with those of the columns that the file has; None takes all."""
     with _parquet_file(file) as parquet:
         names = [name for name in parquet.schema_arrow.names if columns is None or name in columns]
-        use_threads = not is_remote(file.path)  # see `storage.reads_in_threads`
+        use_threads = not is_remote(file.path)  # see `filesystems.reads_in_threads`
         yield from _rows(parquet.iter_batches(batch_size=_BATCH_ROWS, columns=names, use_threads=use_threads))
 
 

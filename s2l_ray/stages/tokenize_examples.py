@@ -156,7 +156,10 @@ def _account(
         )
     if rejected > refused:
         lost = rejected - refused
-        display.warn(f"{lost} of {rows_in} examples have no response token within {config.max_tokens} tokens")
+        display.warn(
+            f"{lost} of {rows_in} examples have no response token within tokens.max_tokens = {config.max_tokens} and "
+            "are left out; raise it to keep them"
+        )
     return {
         "rows_in": rows_in,
         "rows_kept": rows_kept,

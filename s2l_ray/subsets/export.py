@@ -24,11 +24,12 @@ from s2l_ray import hub
 from s2l_ray.artifacts import Artifact, FileRecord
 from s2l_ray.config import InputPath
 from s2l_ray.errors import ConfigError
+from s2l_ray.filesystems import CHUNK, digest_of
 from s2l_ray.input_files import InputFile
 from s2l_ray.inputs import PAIRS, find_inputs
 from s2l_ray.layouts import Layout
 from s2l_ray.log import without_user_info
-from s2l_ray.storage import CHUNK, Storage, digest_of
+from s2l_ray.storage import Storage
 from s2l_ray.subsets.data_files import FOLDER, DataFile, describe, export_paths, grouped
 from s2l_ray.subsets.dataset_card import CARD, SELECTION, Card
 from s2l_ray.subsets.lineage import check_undamaged

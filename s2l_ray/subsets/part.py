@@ -120,7 +120,7 @@ def selection_of(parts: Sequence[Part]) -> pa.Table:
 
 
 def _selection_table(artifact: Artifact, examples: Artifact) -> pa.Table:
-    chosen = artifact.read_table("subset.parquet").sort_by("example_id").replace_schema_metadata(None)
+    chosen = artifact.read_in_order("subset.parquet").replace_schema_metadata(None)
     ids = chosen.column("example_id")
     columns = [name for name in _COLUMNS if name not in chosen.column_names]
     places = examples.read_examples("examples-", ids.combine_chunks(), ["example_id", *columns])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -12,16 +13,20 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
 from s2l_ray.artifacts import Artifact, find_artifact
 from s2l_ray.attempts import StagedOutput, orphans
+from s2l_ray.errors import ConfigError
+from s2l_ray.inputs import find_inputs
+from s2l_ray.raw_rows import read_rows
 from s2l_ray.storage import Storage
 from s2l_ray.synthetic import SyntheticSpec, generate_rows
 from tests.conftest import command, run_s2l, write_config
-from tests.object_store import BUCKET, Disturb, ObjectStore, manifests, object_store
+from tests.object_store import BUCKET, SECRET, Disturb, ObjectStore, manifests, object_store
 from tests.unit.tiny import FINGERPRINT, commit
 
 QUICKSTART = Path(__file__).parents[2] / "workflows" / "quickstart.yaml"
@@ -154,6 +159,46 @@ def test_gc_names_what_was_abandoned_and_takes_it_only_without_dry_run(
         assert json.loads(done.stdout)["removed"] == [f"clusters/{FINGERPRINT}/{left.attempt}"]
         assert (left.read_bytes("half.parquet") is not None) == is_there
     assert len(manifests(storage)) == len(run["artifacts"])
+
+
+# ------------------------------------------------------------------------------------------------ data and other places
+
+NOT_THERE = {
+    "@bukket/a/rows.jsonl": "there is no 'bukket'",
+    f"@{BUCKET}/data/rowz.jsonl": f"'{BUCKET}/data' is there and holds no 'rowz.jsonl'",
+    f"@{BUCKET}/empty/below/": f"'{BUCKET}' is there and holds no 'empty'",
+    f"@{BUCKET}/data/*.jsonl": "Patterns work for local paths only",
+}
+
+
+@pytest.mark.parametrize("place", NOT_THERE)
+def test_input_that_is_not_there_is_said_with_the_first_part_that_is_missing(place: str, store: ObjectStore) -> None:
+    with pytest.raises(ConfigError, match=re.escape(NOT_THERE[place])) as caught:
+        find_inputs(store.uri("").replace(f"@{BUCKET}/", place), key="examples.path")
+    assert SECRET not in str(caught.value)
+
+
+def test_storage_in_a_bucket_that_is_not_there_is_refused_and_in_a_new_folder_not(store: ObjectStore) -> None:
+    assert store.storage("new/folder").list_folders() == []
+    with pytest.raises(ConfigError, match="there is no bucket 'bukket'") as caught:
+        Storage.at(store.uri("a").replace(f"@{BUCKET}/", "@bukket/"))
+    assert SECRET not in str(caught.value)
+
+
+def test_chats_in_parquet_are_read_in_few_requests_and_are_those_that_were_written(store: ObjectStore) -> None:
+    turn = pa.struct([("role", pa.string()), ("content", pa.string()), ("calls", pa.list_(pa.string()))])
+    rows = [
+        {"id": f"c{i}", "messages": [{"role": "user", "content": f"Say {i}", "calls": None}] * 3, "tools": None}
+        for i in range(600)
+    ]
+    schema = pa.schema([("id", pa.string()), ("messages", pa.list_(turn)), ("tools", pa.string())])
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, schema), sink, row_group_size=20)
+    store.storage("data").write_bytes(sink.getvalue().to_pybytes(), "chats.parquet")
+    (file,) = find_inputs(store.uri("data/chats.parquet"), key="examples.path")
+    store.calm()
+    assert [row for _, row in read_rows(file)] == rows
+    assert len(store.requests) <= 5
 
 
 # -------------------------------------------------------------------------------------------------------------- commits

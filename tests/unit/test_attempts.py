@@ -23,7 +23,8 @@ from s2l_ray import attempts
 from s2l_ray.artifacts import MANIFEST, Artifact, FileRecord, find_artifact
 from s2l_ray.attempts import SCRATCH, STALE_SECONDS, HashingSink, StagedOutput, begin, orphans
 from s2l_ray.errors import ArtifactError
-from s2l_ray.storage import Storage, file_digest
+from s2l_ray.filesystems import file_digest
+from s2l_ray.storage import Storage
 from tests.unit.tiny import EXAMPLE_IDS, FINGERPRINT, begun, commit
 
 

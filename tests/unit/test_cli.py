@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -69,6 +70,15 @@ def test_plan_after_json_speaks_again(capsys, storage):
     run(capsys, "plan", QUICKSTART, "--storage", storage.uri, "--json")
     _, _, err = run(capsys, "plan", QUICKSTART, "--storage", storage.uri)
     assert "comparison" in err
+
+
+def test_next_command_is_about_the_same_storage_and_settings(capsys, tmp_path):
+    place = str(tmp_path / "sp ace")
+    _, _, err = run(capsys, "plan", QUICKSTART, "--storage", place, "--set", "seed=3", "--set", 'select.budget="5k"')
+    line = err.splitlines()[-1].partition("Next: ")[2]
+    assert shlex.split(line) == [
+        *("s2l", "run", QUICKSTART, "--set", "seed=3", "--set", 'select.budget="5k"', "--storage", place)
+    ]
 
 
 def test_plan_takes_set_lines(capsys, storage):

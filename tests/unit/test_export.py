@@ -182,6 +182,37 @@ def test_load_dataset_takes_any_name_of_a_file_for_a_name(storage, tmp_path):
     assert len(rows) == len(selection_of(export))
 
 
+def test_chats_in_parquet_come_back_with_the_types_and_values_that_they_had(storage, tmp_path):
+    call = pa.struct([("name", pa.string()), ("arguments", pa.string())])
+    turn = pa.struct([("role", pa.string()), ("content", pa.large_string()), ("tool_calls", pa.list_(call))])
+    schema = pa.schema(
+        {"messages": pa.list_(turn), "tools": pa.string(), "topic": pa.dictionary(pa.int32(), pa.string())}
+        | {"score": pa.float32(), "stamp": pa.timestamp("us", "UTC")},
+        metadata={"made": "by hand"},
+    )
+    rows = [
+        {"messages": [{"role": "system", "content": "Be brief."}] * (i % 3 == 0) + chat * (1 + i % 2)}
+        | {"tools": None, "topic": "ab"[i % 2], "score": i / 3, "stamp": i}
+        for i, chat in enumerate(chats("role", "content", "user", "assistant", 40))
+    ]
+    asked = {"role": "assistant", "content": None, "tool_calls": [{"name": "add", "arguments": "{}"}]}
+    told = {"role": "tool", "content": "3", "tool_calls": None}
+    rows[7]["messages"] = [rows[7]["messages"][0], asked, told, rows[7]["messages"][-1]]
+    rows[7]["tools"] = '[{"type": "function", "function": {"name": "add"}}]'
+    pq.write_table(pa.Table.from_pylist(rows, schema), tmp_path / "chats.parquet", row_group_size=9)
+    table = pq.read_table(tmp_path / "chats.parquet")
+    data = {"path": str(tmp_path / "chats.parquet")}
+    judged_on = {"path": str(write_rows(tmp_path / "held_out.jsonl", alpaca(3, 900)))}
+    draw = {"method": "random", "budget": 0.9, "seed": 1}
+    folder = exported(subset_of(storage, examples=data, evaluate=judged_on, select=draw), tmp_path)
+    found, places = pq.read_table(folder / "data/chats.parquet"), [row["input_row"] for row in selection_of(folder)]
+    assert len(places) == 36
+    assert 7 in places
+    assert found.schema.equals(table.schema, check_metadata=True)
+    assert found.to_pylist() == table.take(places).to_pylist()
+    assert [row["messages"] for row in loaded(folder, tmp_path)] == found.column("messages").to_pylist()
+
+
 def test_sources_of_one_layout_load_as_one_in_the_order_of_the_selection(storage, tmp_path):
     sources = {
         name: write_rows(tmp_path / name / "rows.jsonl", alpaca(30, s)) for s, name in ((0, "math"), (90, "code"))

@@ -11,7 +11,8 @@ import pytest
 
 from s2l_ray.artifacts import MANIFEST, find_artifact
 from s2l_ray.errors import ConfigError, S2LError, StorageError
-from s2l_ray.storage import Storage, open_filesystem
+from s2l_ray.filesystems import open_filesystem
+from s2l_ray.storage import Storage
 from tests.unit.tiny import EXAMPLE_IDS, FINGERPRINT, begun, commit
 
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
