@@ -207,6 +207,10 @@ def _add_subset_commands(command: Callable[..., ArgumentParser], experiment: Cal
     diff.add_argument("subset_b", metavar="SUBSET_B", help="folder of another, in the same storage or not")
     explain = experiment(command(looking.explain))
     of = explain.add_mutually_exclusive_group(required=True)
-    of.add_argument("--example", metavar="ID", help="a row: its example_id, or file:line")
+    of.add_argument(
+        "--example",
+        metavar="ID",
+        help="a row: its example_id, or file:line; one that came later with its extension's folder as CONFIG",
+    )
     of.add_argument("--cluster", metavar="ID", type=int, help="a cluster: its number")
     explain.add_argument("--stratum", metavar="NAME", help="of the cluster, where each stratum has its own")

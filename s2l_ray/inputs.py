@@ -78,7 +78,7 @@ def _find_reachable(entry: InputPath, key: str) -> list[InputFile]:
     except OSError as error:
         if not is_remote(entry.path):
             raise
-        problem = shown(str(error.__cause__ or error).replace(entry.path, "..."), 300)
+        problem = shown(str(error.__cause__ or error).replace(entry.path, "...").rstrip("."), 300)
         raise ConfigError(
             f"{key}: {public(entry.path)!r} cannot be reached: {problem}. Expected a store that answers and lets us "
             "read; check the address, the network and the credentials, or copy the files to a local folder."
