@@ -13,7 +13,8 @@ from s2l_ray.experiment import Experiment
 from s2l_ray.graph import STAGES, Node, Pipeline
 from s2l_ray.input_files import InputFile
 from s2l_ray.inputs import find_inputs
-from s2l_ray.plan import all_rows_node, arm_nodes, list_inputs, settings_of, settled, tokens_node
+from s2l_ray.nodes import all_rows_node, arm_nodes, overlap_node, settings_of, tokens_node
+from s2l_ray.plan import list_inputs, settled
 from s2l_ray.sampling import parse_budget
 from s2l_ray.stage_settings import SelectSettings
 
@@ -61,18 +62,24 @@ def build_extension(experiment: Experiment, arm: str, path: str, budget: int | f
         )
     nodes = arm_nodes(config, list_inputs(config, {}))
     select = config.select if budget is None else config.select.model_copy(update={"budget": budget})
-    extension = _extension_node(config, nodes, find_inputs(path, key="--rows"), select, path)
+    listed = find_inputs(path, key="--rows")
+    section = config.examples.model_copy(update={"path": path, "synthetic": None})
+    examples = all_rows_node("examples", section, listed, "examples")
+    # Measured whether or not such rows are dropped: what comes later must not spoil the scores in silence.
+    overlap = overlap_node(config, examples, nodes["eval_examples"])
+    extension = _extension_node(config, nodes | {"later": examples, "later_overlap": overlap}, listed, select)
+    made = {node.key: node for last in (overlap, extension) for node in last.with_ancestors()}
     order = list(STAGES)
-    return Pipeline(tuple(sorted(extension.with_ancestors(), key=lambda node: order.index(node.stage))), {}, {})
+    return Pipeline(tuple(sorted(made.values(), key=lambda node: order.index(node.stage))), {}, {})
 
 
 def _extension_node(
-    config: Config, nodes: Mapping[str, Node], listed: tuple[InputFile, ...], select: SelectConfig, path: str
+    config: Config, nodes: Mapping[str, Node], listed: tuple[InputFile, ...], select: SelectConfig
 ) -> Node:
-    section = config.examples.model_copy(update={"path": path, "synthetic": None})
-    examples = all_rows_node("examples", section, listed, "examples")
+    examples = nodes["later"]
+    overlap = nodes["later_overlap"] if config.examples.decontaminate == "drop" else None
     keys: tuple[ModelKey, ...] = ("proxy", "target")
-    tokens = {key: tokens_node(config, key, examples, nodes[f"{key}_tokenizer"]) for key in keys}
+    tokens = {key: tokens_node(config, key, examples, nodes[f"{key}_tokenizer"], overlap) for key in keys}
     scoring = {"tokens": tokens["proxy"], "tokenizer": nodes["proxy_tokenizer"], "proxy": nodes["proxy"]}
     trajectories = replace(nodes["trajectories"], inputs=scoring)
     assignments = Node(

@@ -9,7 +9,7 @@ from s2l_ray.clustering.drift import Drift
 from s2l_ray.config import Config
 from s2l_ray.input_files import is_remote
 from s2l_ray.log import redacted
-from s2l_ray.plan import OWN_LAYOUTS
+from s2l_ray.nodes import OWN_LAYOUTS
 
 Lineage = Mapping[str, Artifact]
 

@@ -1,6 +1,7 @@
 """A finished run is of use: its trajectories in another one, its proxy and clusters for rows that come later."""
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -135,6 +136,9 @@ def test_new_rows_join_the_subset_where_its_clusters_fall_short_and_nothing_is_t
     assert len(Storage.at(str(storage)).list_folders("proxy")) == 1
     assert len(Storage.at(str(storage)).list_folders("subset")) == 1
     assert said["rows_set_aside"] == {"in the first pool": len({*range(10)} & {*pool})}
+    held_out = artifact(storage, "eval_examples").read_table("examples-", ["example_id"]).column(0).to_pylist()
+    assert {*range(10)} & {*held_out}
+    assert re.search(r"of \d+ held-out prompts \d+ stand in the training data word for word", done.stderr)
     table = artifact(storage, "extension").read_table("subset.parquet")
     assert len(table) == said["rows"] == 20
     rows = Path(storage, artifact(storage, "extension").path("rows/later.jsonl")).read_text().splitlines()

@@ -146,11 +146,25 @@ def test_extension_trains_nothing_and_scores_its_own_rows_only(tmp_path):
     pipeline = build_extension(experiment, arm_to_extend(experiment, None), str(rows_file(tmp_path)))
     counts = Counter(node.artifact for node in pipeline.nodes)
     once = dict.fromkeys(("proxy", "clusters", "subset", "assignments", "extension", "tokenizer"), 1)
-    assert counts == {**once, "examples": 2, "trajectories": 2, "tokens": 2}
+    seen = dict.fromkeys(("eval_examples", "overlap"), 1)
+    assert counts == {**once, **seen, "examples": 2, "trajectories": 2, "tokens": 2}
     run = build_pipeline(experiment)
     assert {node.key for node in pipeline.nodes if node.artifact in ("proxy", "clusters", "subset")} <= {
         node.key for node in run.nodes
     }
+
+
+@pytest.mark.parametrize("decontaminate", ["report", "drop"])
+def test_later_rows_are_compared_with_the_held_out_ones(tmp_path, decontaminate):
+    experiment = laid_out(ARMS, f"examples.decontaminate={decontaminate}")
+    pipeline = build_extension(experiment, arm_to_extend(experiment, None), str(rows_file(tmp_path)))
+    extension = node_of(pipeline, "extension")
+    later = extension.inputs["examples"]
+    (overlap,) = (n for n in pipeline.nodes if n.artifact == "overlap" and n.inputs["examples"] == later)
+    assert overlap.config == decontaminate
+    assert overlap.inputs["eval_examples"] in build_pipeline(experiment).nodes
+    for name in ("proxy_tokens", "target_tokens"):
+        assert (overlap in extension.inputs[name].inputs.values()) == (decontaminate == "drop")
 
 
 @pytest.mark.parametrize(
