@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
+import pyarrow as pa
+
 from s2l_ray.artifacts import Artifact
 from s2l_ray.attempts import StagedOutput, find_or_make
 from s2l_ray.config import ResourcesConfig
@@ -167,6 +169,7 @@ class Runner:
         stage = getattr(module, node.stage)
         with display.labelled(self._pipeline.arms.get(node.key, ())):
             result = stage(make_inputs(inputs), node.config, self._resources, output, seed=node.seed)
+        pa.default_memory_pool().release_unused()  # or the driver grows with every stage that reads a large table
         demand = self._resources.of(node.stage)
         return output.commit(
             result.files,

@@ -94,8 +94,8 @@ class Pool:
         example_id_N: int64 [N].
         draw_N: uint64 [N].
         source_N: int32 [N], number of its source, -1 where a row has none.
-        target_tokens_N: int64 [N], tokens of the whole example for the target.
-        response_tokens_N: int64 [N], response tokens for the target.
+        target_tokens_N: int32 [N], tokens of the whole example for the target.
+        response_tokens_N: int32 [N], response tokens for the target.
         stratum_N: int32 [N], number of its stratum, -1 where a row is in no cluster.
         cluster_id_N: int32 [N], -1 where a row is in no cluster.
     """
@@ -103,8 +103,8 @@ class Pool:
     example_id_N: NDArray[np.int64]
     draw_N: NDArray[np.uint64]
     source_N: NDArray[np.int32]
-    target_tokens_N: NDArray[np.int64]
-    response_tokens_N: NDArray[np.int64]
+    target_tokens_N: NDArray[np.int32]
+    response_tokens_N: NDArray[np.int32]
     stratum_N: NDArray[np.int32]
     cluster_id_N: NDArray[np.int32]
 
@@ -112,7 +112,9 @@ class Pool:
         return len(self.example_id_N)
 
     def where(self, mask_N: NDArray[np.bool_]) -> "Pool":
-        """Return some of the rows."""
+        """Return some of the rows; where they are all of them, without a copy."""
+        if mask_N.all():
+            return self
         return Pool(*(getattr(self, field.name)[mask_N] for field in fields(self)))
 
 
@@ -173,9 +175,9 @@ def _check_left(n_wanted: int | None, n_pool: int, n_left: int) -> None:
 
 
 def _read_pool(inputs: Inputs, seed: int) -> tuple[Pool, Names]:
-    examples = inputs.examples.read_in_order("examples-", ["example_id", "content_hash", "source"])
-    id_N = examples.column("example_id").to_numpy()
-    draw_N = Draws.of(examples, seed).draw_N
+    draws = Draws.of(inputs.examples.read_table("examples-", list(Draws.COLUMNS)), seed)
+    id_N, draw_N = draws.example_id_N, draws.draw_N
+    del draws  # and with it the hashes: of each row there are only so many numbers at once
     lengths, responses, in_pool = _token_counts(inputs, id_N)
     strata, stratum_N = list[str](), np.full(len(id_N), NONE, dtype=np.int32)
     cluster_id_N = np.full(len(id_N), -1, dtype=np.int32)
@@ -184,7 +186,7 @@ def _read_pool(inputs: Inputs, seed: int) -> tuple[Pool, Names]:
         position = np.searchsorted(id_N, table.column("example_id").to_numpy())
         strata, stratum_N[position] = coded(table.column("stratum"))
         cluster_id_N[position] = table.column("cluster_id").to_numpy()
-    sources, source_N = coded(examples.column("source"))
+    sources, source_N = coded(inputs.examples.read_in_order("examples-", ["example_id", "source"]).column("source"))
     if not in_pool.any():
         raise DataError("no row has response tokens for both proxy and target. Raise tokens.max_tokens.")
     pool = Pool(id_N, draw_N, source_N, lengths, responses, stratum_N, cluster_id_N)
@@ -193,10 +195,10 @@ def _read_pool(inputs: Inputs, seed: int) -> tuple[Pool, Names]:
 
 def _token_counts(
     inputs: Inputs, id_N: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.bool_]]:
     import pyarrow.compute as pc
 
-    lengths, responses = np.zeros(len(id_N), np.int64), np.zeros(len(id_N), np.int64)
+    lengths, responses = np.zeros(len(id_N), np.int32), np.zeros(len(id_N), np.int32)
     in_pool = np.zeros(len(id_N), bool)
     for record in inputs.target_tokens.files("tokens-"):
         table = inputs.target_tokens.read_rows(record, columns=["example_id", "input_ids", "num_response_tokens"])

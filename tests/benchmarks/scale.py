@@ -128,18 +128,22 @@ def _select(folder: Path, rows: int) -> Selected:
 
 
 class _Peak:
-    """Looks at this process's memory some times a second."""
+    """Looks some times a second at this process's own memory: the object store, which it shares, is left out."""
 
     def __init__(self) -> None:
         self._process = psutil.Process()
-        self._before = self._most = self._process.memory_info().rss
+        self._before = self._most = self._own()
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
         self._thread.start()
 
     def _look(self) -> None:
         while not self._is_over.wait(0.1):
-            self._most = max(self._most, self._process.memory_info().rss)
+            self._most = max(self._most, self._own())
+
+    def _own(self) -> int:
+        memory = self._process.memory_info()
+        return int(memory.rss - memory.shared)
 
     def stop(self) -> int:
         """Return by how much it grew at most [bytes]."""
