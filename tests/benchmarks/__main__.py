@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 
-from tests.benchmarks import finetuning, kmeans, scale, scoring, sweep
+from tests.benchmarks import finetuning, kmeans, scale, scaling, scoring, sweep
 from tests.benchmarks.harness import Ratio, peaks
 
 BENCHMARKS = {
@@ -18,6 +18,8 @@ BENCHMARKS = {
         scale.READING_LARGE,
         scale.SELECTING,
         scale.SELECTING_LARGE,
+        scaling.SCORING,
+        scaling.KMEANS,
         sweep.BENCHMARK,
     )
 }
