@@ -13,11 +13,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from s2l_ray.artifacts import Artifact
+from s2l_ray.budgets import parse_budget, rows_in_budget
 from s2l_ray.config import Demand, ModelConfig, ProxyConfig, SelectConfig, TargetConfig
 from s2l_ray.costs import ADAPTER_FLOPS, FORWARD_FLOPS, TRAINING_FLOPS
 from s2l_ray.graph import Node
 from s2l_ray.log import duration
-from s2l_ray.sampling import parse_budget, rows_in_budget
 from s2l_ray.training import checkpoint_steps, matched_rows, rows_for, steps_for
 
 MODEL_STAGES = ("train_proxy", "score_examples", "embed_examples", "finetune_target")

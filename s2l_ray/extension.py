@@ -7,6 +7,7 @@ quotas of the clusters now fall short. What the arm has is read and left as it i
 from collections.abc import Mapping
 from dataclasses import replace
 
+from s2l_ray.budgets import parse_budget
 from s2l_ray.config import Config, ModelKey, SelectConfig
 from s2l_ray.errors import ConfigError
 from s2l_ray.experiment import Experiment
@@ -15,7 +16,6 @@ from s2l_ray.input_files import InputFile
 from s2l_ray.inputs import find_inputs
 from s2l_ray.nodes import all_rows_node, arm_nodes, overlap_node, settings_of, tokens_node
 from s2l_ray.plan import list_inputs, settled
-from s2l_ray.sampling import parse_budget
 from s2l_ray.stage_settings import SelectSettings
 
 EXTENDABLE = ("paper", "guarded")

@@ -84,7 +84,7 @@ class Needs:
             )
 
     def _check_numbers(self, n_rows: int) -> None:
-        from s2l_ray.sampling import parse_budget, rows_in_budget
+        from s2l_ray.budgets import parse_budget, rows_in_budget
 
         select, cluster = self.config.select, self.config.cluster
         whole = cluster.stratify_by is None and cluster.n_clusters_per == "stratum"

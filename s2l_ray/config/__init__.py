@@ -246,7 +246,7 @@ class SelectConfig(Section):
     @field_validator("budget", mode="before")
     @classmethod
     def _budget_parses(cls, value: Any) -> Any:
-        from s2l_ray.sampling import parse_budget
+        from s2l_ray.budgets import parse_budget
 
         try:
             parse_budget(value)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from s2l_ray import schemas
 from s2l_ray.artifacts import Artifact, FileRecord, StageResult
 from s2l_ray.attempts import StagedOutput
+from s2l_ray.budgets import parse_budget, rows_in_budget
 from s2l_ray.config import ResourcesConfig, SelectConfig
 from s2l_ray.draws import Draws
 from s2l_ray.errors import ConfigError, DataError
@@ -32,10 +33,8 @@ from s2l_ray.sampling import (
     cluster_keys,
     official_rank,
     order_of,
-    parse_budget,
     random_per_source_rank,
     random_rank,
-    rows_in_budget,
     score_rank,
     selection_score,
 )
