@@ -21,6 +21,8 @@ from s2l_ray.config import FormatName
 from s2l_ray.errors import S2LError
 from s2l_ray.log import STAGE_THREAD, display, without_user_info
 
+FORMATS = get_args(FormatName)[1:]
+"""How rows may be laid out, where it is not told by their columns."""
 INTERRUPTED = 130
 """The exit code says what came of it, not which signal asked: interrupted, and the same command goes on."""
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
@@ -147,7 +149,7 @@ def _parser() -> ArgumentParser:
     init = command(commands.init)
     init.add_argument("data", nargs="+", help="file, folder, glob or URI; several are a mixture")
     init.add_argument("--columns", metavar="MAPPING", help="'{instruction: task, output: solution, source: origin}'")
-    init.add_argument("--format", choices=get_args(FormatName)[1:], metavar="NAME", help="e.g. gsm8k, numglue, simuleq")
+    init.add_argument("--format", choices=FORMATS, metavar="NAME", help=f"one of {', '.join(FORMATS)}")
     init.add_argument("--proxy", metavar="MODEL", help="the small model: a Hugging Face id or a folder")
     init.add_argument("--target", metavar="MODEL", help="the large model")
     init.add_argument("--output", default="s2l.yaml", metavar="FILE", help="where to write it")
@@ -165,10 +167,6 @@ def _parser() -> ArgumentParser:
     stage = command(commands.run, "stage", text="Run one stage and what it needs.")
     stage.add_argument("until", metavar="NAME", help="the stage: a file name under s2l_ray/stages")
     runs(stage)
-    extend = experiment(command(commands.extend))
-    extend.add_argument("--rows", required=True, metavar="DATA", help="the new rows: file, folder, glob or URI")
-    extend.add_argument("--budget", help="how many of them to take; else the share that select.budget says")
-    extend.add_argument("--arm", help="the arm whose subset they join, where several could be meant")
     runs(command(commands.sweep))
     submit = runs(command(commands.submit))
     submit.add_argument("--until", metavar="STAGE", help="stop after this stage")
@@ -187,6 +185,13 @@ def _parser() -> ArgumentParser:
 
 def _add_subset_commands(command: Callable[..., ArgumentParser], experiment: Callable[..., ArgumentParser]) -> None:
     """Add what looks at subsets, and takes them along."""
+    extend = experiment(command(commands.extend))
+    extend.add_argument("--rows", required=True, metavar="DATA", help="the new rows: file, folder, glob or URI")
+    extend.add_argument("--source", metavar="NAME", help="source of those that carry none, as in a mixture's entry")
+    extend.add_argument("--format", choices=FORMATS, metavar="NAME", help="how they are laid out, likewise")
+    extend.add_argument("--columns", metavar="MAPPING", help="what their columns are called, likewise")
+    extend.add_argument("--budget", help="how many of them to take; else the share that select.budget says")
+    extend.add_argument("--arm", help="the arm whose subset they join, where several could be meant")
     export = command(looking.export)
     export.add_argument(
         "subset",

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from s2l_ray.config import InputPath
 from s2l_ray.errors import ConfigError
 from s2l_ray.experiment import Experiment, Sparse, experiment_of, load_experiment, load_sparse
 from s2l_ray.log import display
@@ -214,7 +215,10 @@ def extend(options: argparse.Namespace) -> Document:
 
     experiment = load_experiment(options.config, overrides(options))
     budget = parse_override(f"select.budget={options.budget}")[1] if options.budget else None
-    pipeline = build_extension(experiment, arm_to_extend(experiment, options.arm), options.rows, budget)
+    rows = InputPath(
+        path=options.rows, source=options.source, format=options.format, columns=_columns(options.columns) or None
+    )
+    pipeline = build_extension(experiment, arm_to_extend(experiment, options.arm), rows, budget)
     storage = Storage.at(experiment.shared.storage)
     states = {state.node.artifact: state for state in examine(pipeline, storage, DigestCache(storage))}
     if states["subset"].artifact is None:

@@ -74,13 +74,13 @@ def _aqua(row: Row) -> tuple[str, str]:
 
 
 def _numglue(row: Row) -> tuple[str, str]:
-    if row.get("statement1") is not None:
+    if row.get("statement1"):  # a cell of CSV that is empty is a text
         first, second, asked = (text_of(row, name).strip() for name in ("statement1", "statement2", "options"))
         return f"Statement 1: {first}\nStatement 2: {second}\nQuestion: {asked}", _numglue_answer(row)
     question = text_of(row, "question")
-    if row.get("passage") is not None:
+    if row.get("passage"):
         return f"Passage: {text_of(row, 'passage').strip()} Question: {question.strip()}", _numglue_answer(row)
-    if row.get("Option1") is not None:
+    if row.get("Option1") not in (None, ""):
         chosen = _NUMBERED.fullmatch(text_of(row, "answer"))
         if chosen is None:
             raise UnusableRowError("bad_options: `answer` is neither `Option 1` nor `Option 2`")

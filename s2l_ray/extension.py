@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from s2l_ray.budgets import parse_budget
-from s2l_ray.config import Config, ModelKey, SelectConfig
+from s2l_ray.config import Config, InputPath, ModelKey, SelectConfig
 from s2l_ray.errors import ConfigError
 from s2l_ray.experiment import Experiment
 from s2l_ray.graph import STAGES, Node, Pipeline
@@ -39,11 +39,13 @@ def arm_to_extend(experiment: Experiment, named: str | None) -> str:
     return named or able[0]
 
 
-def build_extension(experiment: Experiment, arm: str, path: str, budget: int | float | str | None = None) -> Pipeline:
+def build_extension(
+    experiment: Experiment, arm: str, rows: InputPath, budget: int | float | str | None = None
+) -> Pipeline:
     """Lay out how rows that came later join an arm's subset, with its proxy, its clusters, and no training.
 
     Args:
-        path: the new rows, laid out as the first ones were.
+        rows: the new ones, laid out as the first ones were unless they say otherwise.
         budget: how many of them to take; where None, the share that `select.budget` asks of the first rows.
 
     Raises:
@@ -62,8 +64,8 @@ def build_extension(experiment: Experiment, arm: str, path: str, budget: int | f
         )
     nodes = arm_nodes(config, list_inputs(config, {}))
     select = config.select if budget is None else config.select.model_copy(update={"budget": budget})
-    listed = find_inputs(path, key="--rows")
-    section = config.examples.model_copy(update={"path": path, "synthetic": None})
+    listed = find_inputs((rows,), key="--rows")
+    section = config.examples.model_copy(update={"path": (rows,), "synthetic": None})
     examples = all_rows_node("examples", section, listed, "examples")
     # Measured whether or not such rows are dropped: what comes later must not spoil the scores in silence.
     overlap = overlap_node(config, examples, nodes["eval_examples"])

@@ -19,7 +19,7 @@ from s2l_ray import hub
 from s2l_ray.config import InputPath
 from s2l_ray.errors import ConfigError, DataError
 from s2l_ray.filesystems import is_missing, waiting_told
-from s2l_ray.formats.sniff import SUPPORTED, declared_format, is_named_text, sniff
+from s2l_ray.formats.sniff import SUPPORTED, Found, declared_format, is_named_text, is_one_object, sniff
 from s2l_ray.input_files import InputFile, Warn, filesystem_of, is_remote, listed, public, shown
 
 MAX_FILES = 2**23
@@ -85,6 +85,11 @@ def _find_reachable(entry: InputPath, key: str) -> list[InputFile]:
         ) from error
 
 
+def _as_json(found: Found, file: InputFile) -> Found:
+    is_one = found.file_format == "jsonl" and is_one_object(replace(file, compression=found.compression))
+    return found._replace(file_format="json") if is_one else found
+
+
 def _find_entry(entry: InputPath, key: str) -> list[InputFile]:
     """Return the files of one entry, not numbered yet; empty ones take the format of the others."""
     unsniffed = list(_remote(entry, key) if is_remote(entry.path) else _local(entry, key))
@@ -100,6 +105,9 @@ def _find_entry(entry: InputPath, key: str) -> list[InputFile]:
     with ThreadPoolExecutor(16) as pool:
         may_be_pairs = entry.format == PAIRS
         found = list(pool.map(lambda file: sniff(file, key, may_be_pairs=may_be_pairs), unsniffed))
+    if {each.file_format for each in found} >= {"json", "jsonl"}:
+        # Among files that hold one object each, some may hold it in one line.
+        found = [_as_json(each, file) for each, file in zip(found, unsniffed, strict=True)]
     formats = [each.file_format for each in found]
     first = {kind: file.name for kind, file in zip(reversed(formats), reversed(unsniffed), strict=True) if kind}
     if len(first) > 1:

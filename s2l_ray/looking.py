@@ -83,7 +83,7 @@ def explain(options: argparse.Namespace) -> Document:
 
 
 def _is_config(path: str) -> bool:
-    return Path(path).suffix in (".yaml", ".yml")
+    return Path(path).suffix in (".yaml", ".yml") or Path(path).is_file()
 
 
 def _extension_at(options: argparse.Namespace) -> Artifact:

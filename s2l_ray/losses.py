@@ -22,7 +22,7 @@ LOSS_GRID = 2.0**-20
 HEAD_CHUNK = 4096
 """Response positions per call of the head."""
 VOCABULARY_TILE = 1024
-"""Tokens of the vocabulary whose logits are in a CPU's cache at once: 4 MB in fp32 for 1,000 positions."""
+"""Tokens of the vocabulary whose logits a CPU computes at once: for 1,000 positions 4 MB, which stay in its cache."""
 
 
 def response_loss_module(model: "torch.nn.Module") -> "torch.nn.Module":
@@ -71,7 +71,7 @@ def _head_losses(head: "torch.nn.Module", hidden_RD: "torch.Tensor", label_R: "t
     if torch.is_grad_enabled() or hidden_RD.device.type != "cpu" or type(head) is not torch.nn.Linear:
         return cross_entropy(head(hidden_RD).float(), label_R, reduction="none")
     total_R = torch.full(label_R.shape, -torch.inf)
-    own_R = torch.empty(label_R.shape)
+    own_R = torch.full(label_R.shape, torch.nan)  # of a label beyond the vocabulary
     for start in range(0, len(head.weight), VOCABULARY_TILE):
         stop = start + VOCABULARY_TILE
         bias = None if head.bias is None else head.bias[start:stop]

@@ -9,6 +9,7 @@ Source: 13 words in a row are the measure of Brown et al. 2020 (arXiv 2005.14165
 """
 
 import hashlib
+import itertools
 import re
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +22,8 @@ from numpy.typing import NDArray
 Grade = Literal["exact", "digit_blind", "ngram"]
 GRADES: tuple[Grade, ...] = ("exact", "digit_blind", "ngram")
 NGRAM_WORDS = 13
+AT_ONCE = 1024
+"""Prompts whose words are in memory at once; what stays of each window of them is 16 bytes."""
 
 _WORD = re.compile(r"\w+")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
@@ -65,6 +68,22 @@ def prompt_keys(examples: Iterable[Iterable[tuple[str, str]]]) -> PromptKeys:
     Where nothing is asked, as in plain text to be continued, the answer stands for the question: two examples are
     not the same for having no prompt.
     """
+    remaining = iter(examples)
+    parts = [_of_some([])]
+    while some := list(itertools.islice(remaining, AT_ONCE)):
+        parts.append(_of_some(some))
+    first_row = np.cumsum([0, *(part.rows for part in parts)])
+    joined = {
+        grade: Keys(
+            np.concatenate([part.of(grade).key_W for part in parts]),
+            np.concatenate([part.of(grade).row_W + row for part, row in zip(parts, first_row, strict=False)]),
+        )
+        for grade in GRADES
+    }
+    return PromptKeys(int(first_row[-1]), **joined)
+
+
+def _of_some(examples: Sequence[Iterable[tuple[str, str]]]) -> PromptKeys:
     exact, blind, word, words = array("Q"), array("Q"), array("Q"), array("q")
     for turns in examples:
         text = _prompt(turns)
@@ -152,7 +171,7 @@ def count_grades(grades: Iterable[Grade | None]) -> dict[Grade, int]:
 
 
 def _ngrams(word_W: NDArray[np.uint64], words_N: NDArray[np.int64]) -> Keys:
-    """Hash every window of the words of one prompt: the sum of the words' hashes, each times a power of its own."""
+    """Hash every window of words within a prompt: the sum of the words' hashes, each times a power of its own."""
     window = max(0, len(word_W) - NGRAM_WORDS + 1)
     key_W = np.zeros(window, np.uint64)
     for place in range(NGRAM_WORDS):

@@ -81,7 +81,7 @@ def look_at(paths: Sequence[str], columns: Mapping[str, str] | None = None, layo
     Args:
         paths: what `examples.path` takes; several are a mixture.
         columns: our name -> the data's column; of a mixture, for those inputs that cannot be read without.
-        layout: how the rows are laid out, likewise; told by their columns unless given.
+        layout: how the rows are laid out; of a mixture, where their columns are those of the layout, or of none.
 
     Raises:
         ConfigError, DataError: the data cannot be read, or no row of those looked at is usable.
@@ -112,13 +112,27 @@ def look_at(paths: Sequence[str], columns: Mapping[str, str] | None = None, layo
 
 
 def _entry(path: str, columns: Mapping[str, str], layout: FormatName | None) -> InputPath:
-    """Return one input of a mixture, with its layout and names of columns where its own are none of ours."""
+    """Return one input of a mixture: in the given layout where its columns say so or say nothing we know."""
+    source = None if layout in SETS else _stem(path)
+    given = InputPath(path=path, source=source, format=layout, columns=dict(columns) or None)
+    if (
+        layout is not None
+        and layout != "auto"
+        and REQUIRED[layout]
+        and _fits(given.model_copy(update={"columns": None}))
+    ):
+        return given.model_copy(update={"columns": None})
+    plain = InputPath(path=path, source=_stem(path))
+    return plain if _fits(plain) else given
+
+
+def _fits(entry: InputPath) -> bool:
+    """Return whether the first rows of an input have the columns of its layout, or those of one that we know."""
     try:
-        detect_layouts(find_inputs(path, key=DATA), "auto", {}, key=DATA, mapping=OPTION)
+        detect_layouts(find_inputs((entry,), key=DATA), "auto", {}, key=DATA, mapping=OPTION)
     except (ConfigError, DataError):
-        source = layout if layout in SETS else _stem(path)
-        return InputPath(path=path, source=source, format=layout, columns=dict(columns) or None)
-    return InputPath(path=path, source=_stem(path))
+        return False
+    return True
 
 
 def _stem(path: str) -> str:

@@ -9,7 +9,7 @@ Bounds are float32, widened after every operation by more than its rounding, so 
 alone where they are apart by more than any doubt of the formula that `nearest.assign` goes by. Labels are therefore
 equal to its labels, and on the grid of losses centroids and inertia are equal to the last bit for any blocks.
 
-Shape suffixes: N examples, T checkpoints, K clusters, M rows that are looked at again.
+Shape suffixes: N examples, T checkpoints, K clusters, J neighbours, M rows that are looked at again.
 
 Source: Hamerly 2010, "Making k-means even faster"; Elkan 2003 for the distances between centroids.
 """
@@ -31,7 +31,7 @@ from s2l_ray.clustering.nearest import (
     Bound,
     FloatArray,
     LossArray,
-    compiled_for,
+    compiled_pass,
     nearest_two,
     sq_distance_to_own,
 )
@@ -80,11 +80,13 @@ class Moves:
         order = np.argsort(own_K)
         other_K = np.full(len(own_K), own_K[order[-1]], np.float32)
         other_K[order[-1]] = own_K[order[-2]] if len(own_K) > 1 else 0
-        neighbour_KJ = np.empty((len(own_K), min(len(own_K), NEIGHBOURS)), np.int32)
+        n_neighbours = min(len(own_K), NEIGHBOURS)
+        neighbour_KJ = np.empty((len(own_K), n_neighbours), np.int32)
         apart_KJ = np.empty(neighbour_KJ.shape, np.float32)
         for k in range(len(own_K)):
             sq_apart_K = np.square(after_KT - after_KT[k]).sum(axis=1)
-            neighbour_KJ[k] = np.argsort(sq_apart_K)[:NEIGHBOURS]
+            nearest_J = np.argpartition(sq_apart_K, n_neighbours - 1)[:n_neighbours]
+            neighbour_KJ[k] = nearest_J[np.argsort(sq_apart_K[nearest_J])]
             apart_KJ[k] = _below(np.sqrt(sq_apart_K[neighbour_KJ[k]]))
         half_K = apart_KJ[:, 1] / np.float32(2) if len(own_K) > 1 else np.full(1, np.inf, np.float32)
         return cls(own_K, other_K, half_K, neighbour_KJ, apart_KJ)
@@ -125,18 +127,18 @@ def next_pass(loss_NT: LossArray, near: Near, centroid_KT: FloatArray, moves: Mo
 
 
 def _look(loss_NT: LossArray, centroid_KT: FloatArray) -> Near:
-    compiled = compiled_for(loss_NT, len(centroid_KT))
-    if compiled is not None:
-        return Near(*compiled.look(loss_NT, centroid_KT))
+    known = compiled_pass("look", loss_NT, centroid_KT)
+    if known is not None:
+        return Near(*known)
     labels_N, upper_N, lower_N = nearest_two(loss_NT, centroid_KT)
     return Near(labels_N, _above(upper_N), _below(lower_N))
 
 
 def _look_again(loss_NT: LossArray, near: Near, centroid_KT: FloatArray, moves: Moves) -> Near:
-    compiled = compiled_for(loss_NT, len(centroid_KT))
-    if compiled is not None:
-        arrays, neighbours = (moves.own_K, moves.other_K, moves.half_K), (moves.neighbour_KJ, moves.apart_KJ)
-        return Near(*compiled.look_again(loss_NT, tuple(near), centroid_KT, arrays, neighbours))
+    arrays, neighbours = (moves.own_K, moves.other_K, moves.half_K), (moves.neighbour_KJ, moves.apart_KJ)
+    known = compiled_pass("look_again", loss_NT, centroid_KT, tuple(near), arrays, neighbours)
+    if known is not None:
+        return Near(*known)
     labels_N = near.labels.copy()
     upper_N = (near.upper + moves.own_K[labels_N]) * WIDER
     lower_N = (near.lower - moves.other_K[labels_N]) * NARROWER

@@ -18,19 +18,18 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from s2l_ray.clustering.nearest import APART, NARROWER, WIDER, Bound, FloatArray, LossArray
+from s2l_ray.clustering.nearest import Bound, FloatArray, Known, LossArray
 
 TILE = 64
 """Rows that are searched together: with 64 checkpoints 16 KiB, half of a core's first-level cache."""
+# As in `nearest`, and here again: compiled code is kept until this file changes.
+WIDER, NARROWER, APART = np.float32(1 + 2.0**-21), np.float32(1 - 2.0**-21), np.float32(1 - 1e-5)
 _FAR = np.float32(3e38)
 """The square of a distance that no centroid has [nat^2]; finite, since infinity less infinity is no number."""
 _ROUNDING = 2.0**-24
 """Unit roundoff of float32."""
 _SMALLEST = 1e-18
 """The square of a smaller difference may vanish in float32 [nats]."""
-
-Known = tuple[npt.NDArray[np.int32], Bound, Bound]
-"""Labels, and bounds of the distances to the own centroid and to any other, as in `bounds.Near`."""
 
 
 def look(loss_NT: LossArray, centroid_KT: FloatArray) -> Known:
@@ -48,8 +47,8 @@ def look(loss_NT: LossArray, centroid_KT: FloatArray) -> Known:
 
 def look_again(
     loss_NT: LossArray,
-    before: Known,
     centroid_KT: FloatArray,
+    before: Known,
     moves: tuple[Bound, Bound, Bound],
     neighbours: tuple[npt.NDArray[np.int32], Bound],
 ) -> Known:
@@ -57,8 +56,8 @@ def look_again(
 
     Args:
         loss_NT: float32 trajectories [nats/token].
-        before: what was known of the same rows before the centroids moved.
         centroid_KT: at least two centroids now.
+        before: what was known of the same rows before the centroids moved.
         moves: `own_K`, `other_K` and `half_K` of `bounds.Moves`.
         neighbours: its `neighbour_KJ` and `apart_KJ`.
     """

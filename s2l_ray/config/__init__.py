@@ -98,7 +98,7 @@ class InputPath(Section):
     path: str
     """File, folder or glob; a local path or a `pyarrow.fs` URI."""
     source: str | None = None
-    """Source name of its rows, unless they carry their own; of an evaluation set its name."""
+    """Source name of its rows, unless they carry their own; of an evaluation set its name, unless given."""
     format: FormatName | None = None
     """As `examples.format`, of this input alone."""
     columns: dict[str, str] | None = None
@@ -281,6 +281,15 @@ class EvaluateConfig(Section):
     """Judge only this many rows, those of lowest hash."""
     batch_tokens: int = Field(4096, ge=1)
     """Padded tokens per forward pass."""
+
+    @model_validator(mode="after")
+    def _long_answers_have_room(self) -> "EvaluateConfig":
+        if self.prompt != "plain" and "max_new_tokens" not in self.model_fields_set:
+            raise ValueError(
+                f"prompt: {self.prompt} asks for long answers, but max_new_tokens is left at {self.max_new_tokens}: "
+                "set it as well, e.g. evaluate.max_new_tokens: 1024"
+            )
+        return self
 
     @model_validator(mode="after")
     def _bert_score_has_an_encoder(self) -> "EvaluateConfig":

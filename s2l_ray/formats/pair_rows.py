@@ -18,19 +18,19 @@ def read_pairs(file: InputFile) -> NumberedRows:
     Raises:
         DataError: not UTF-8, or a line is too long.
     """
-    for number, lines in _pairs(file):
-        question, answer = (line.decode().rstrip("\r\n") for line in (*lines, b"")[:2])
-        if len(lines) == 2:
-            yield number, {"question": question, "answer": answer}
+    for number, question, answer in _pairs(file):
+        if answer.strip():
+            texts = (line.decode().rstrip("\r\n") for line in (question, answer))
+            yield number, dict(zip(COLUMNS, texts, strict=True))
         else:
-            yield number, BadRow("no_answer: the file ends behind this question; expected its answer on the next line")
+            yield number, BadRow("no_answer: nothing stands behind this question; expected its answer on the next line")
 
 
 def copy_pairs(file: InputFile, rows: Sequence[int], sink: BinaryIO) -> int:
     """Write the bytes of both lines of each chosen row."""
     wanted = set(rows)
     written = 0
-    for number, lines in _pairs(file) if rows else ():
+    for number, *lines in _pairs(file) if rows else ():
         if number in wanted:
             sink.write(b"".join(line.removesuffix(b"\n") + b"\n" for line in lines))
             written += 1
@@ -39,16 +39,14 @@ def copy_pairs(file: InputFile, rows: Sequence[int], sink: BinaryIO) -> int:
     return written
 
 
-def _pairs(file: InputFile) -> Iterator[tuple[int, list[bytes]]]:
-    """Yield the number of each first line, and the lines; blank lines at the end of the file are no row."""
+def _pairs(file: InputFile) -> Iterator[tuple[int, bytes, bytes]]:
+    """Yield the number of each question's line, it, and the line below; blank lines between pairs are no row."""
     with open_input(file) as stream:
-        lines = _lines(file, stream)
-        for number in itertools.count(0, 2):
-            pair = list(itertools.islice(lines, 2))
-            if not pair:
-                return
-            if any(line.strip() for line in pair):
-                yield number, pair
+        lines = enumerate(_lines(file, stream))
+        for number, question in lines:
+            if question.strip():
+                _, answer = next(lines, (number, b""))
+                yield number, question, answer
 
 
 def _lines(file: InputFile, stream: BinaryIO) -> Iterator[bytes]:

@@ -143,6 +143,13 @@ def _sniff_text(file: InputFile, head: bytes, declared: FileFormat | None, key: 
     return _sniff_json(text)
 
 
+def is_one_object(file: InputFile) -> bool:
+    """Return whether a JSON file holds a single object in a single line: it is as much JSON as JSON Lines."""
+    with random_access(file.path) as stream, decompressed(stream, file, file.compression) as content:
+        head = content.read(_HEAD_BYTES)
+    return len(head) < _HEAD_BYTES and len(_without_mark(head).splitlines()) == 1
+
+
 def _unsupported(file: InputFile, key: str) -> ConfigError:
     return ConfigError(
         f"{key}: `{shown(file.name)}` is of no supported format. Expected {SUPPORTED}; convert or unpack it, or leave "

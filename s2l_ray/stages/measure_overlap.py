@@ -16,7 +16,7 @@ from s2l_ray.attempts import StagedOutput
 from s2l_ray.config import ResourcesConfig
 from s2l_ray.examples import turn_pairs
 from s2l_ray.log import display
-from s2l_ray.overlap import NGRAM_WORDS, Grade, HeldOutPrompts, PromptKeys, count_grades, prompt_keys
+from s2l_ray.overlap import AT_ONCE, NGRAM_WORDS, Grade, HeldOutPrompts, PromptKeys, count_grades, prompt_keys
 from s2l_ray.stages.shards import ExamplesFile, Receipt, map_shards
 
 
@@ -38,8 +38,10 @@ class MeetFile:
     def __call__(self, file: ExamplesFile) -> Receipt:
         """Write `training-*`; the note holds which keys of the held-out prompts were seen."""
         held_out = HeldOutPrompts(_held_out_keys(self.inputs.eval_examples)[1])
-        ids, prompts = _keys(self.inputs.examples.read_rows(file.record, columns=["example_id", "turns"]))
-        table = _graded(ids, held_out.meet(prompts))
+        examples = self.inputs.examples.read_rows(file.record, columns=["example_id", "turns"])
+        parts = (_keys(examples.slice(start, AT_ONCE)) for start in range(0, len(examples), AT_ONCE))
+        grades = [grade for _, prompts in parts for grade in held_out.meet(prompts)]
+        table = _graded(examples.column("example_id").to_pylist(), grades)
         record = self.output.write_parquet(f"training-{file.piece}.parquet", [table], schemas.OVERLAP)
         return [record], {"seen": held_out.seen, "grades": table.column("grade").to_pylist()}
 

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from s2l_ray.artifacts import Artifact, StageResult
 from s2l_ray.attempts import StagedOutput
 from s2l_ray.chat_template import ChatTemplate
 from s2l_ray.config import ResourcesConfig
-from s2l_ray.draws import draw_hash
+from s2l_ray.draws import Draws
 from s2l_ray.errors import ConfigError
 from s2l_ray.examples import turn_pairs
 from s2l_ray.log import Task, display
@@ -25,7 +26,7 @@ from s2l_ray.stage_settings import TokenizerSettings
 from s2l_ray.tokens import ExampleTokenizer, render, save_tokenizer, train_tokenizer
 
 MOST_ROWS = 100_000
-"""Rows that a tokenizer is trained on, about, drawn by their content: more would change few of its tokens."""
+"""Rows that a tokenizer is trained on, drawn by their content: more would change few of its tokens."""
 
 TOKENIZER_SEED = 0
 """All arms share a tokenizer, whatever their seeds."""
@@ -80,12 +81,12 @@ def _turn_end(folder: Path, must_have: bool) -> str | None:
 
 def _texts(examples: Artifact, config: TokenizerSettings, progress: Task) -> Iterator[str]:
     assert config.template != "chat"  # the config has refused it
-    share = min(1.0, MOST_ROWS / examples.summary["rows_kept"])
+    draws = Draws.of(examples.read_table("examples-", list(Draws.COLUMNS)), TOKENIZER_SEED)
+    taken = pa.array(draws.example_id_N[np.lexsort((draws.example_id_N, draws.draw_N))[:MOST_ROWS]])
     for record in examples.files("examples-"):
-        table = examples.read_rows(record, columns=["content_hash", "turns"])
-        hash_N = table.column("content_hash").to_numpy()
-        draw_N = draw_hash(hash_N, np.zeros(len(hash_N), np.int64), TOKENIZER_SEED)
-        for turns in turn_pairs(table.column("turns").filter(pa.array(draw_N * 2.0**-64 <= share))):
+        table = examples.read_rows(record, columns=["example_id", "turns"])
+        is_taken = pc.is_in(table.column("example_id"), value_set=taken)
+        for turns in turn_pairs(table.column("turns").filter(is_taken)):
             progress.advance()
             for segment in render(turns, config.template):
                 yield segment.text

@@ -15,6 +15,7 @@ from typing import Any
 
 from s2l_ray.artifacts import Artifact, FileRecord
 from s2l_ray.input_files import shown
+from s2l_ray.nodes import OWN_LAYOUTS
 from s2l_ray.strict_yaml import dump_yaml
 from s2l_ray.subsets.data_files import Group
 from s2l_ray.subsets.part import Part
@@ -166,7 +167,8 @@ class Card:
         for part in self.parts:
             if part.is_extension:
                 budget = str(part.artifact.manifest.config["settings"]["budget"])
-                yield f"s2l extend again.yaml --rows {_new_rows(part)} --budget {shlex.quote(budget)}"
+                words = ["s2l", "extend", "again.yaml", "--rows", _new_rows(part), "--budget", budget]
+                yield shlex.join([*words, *_entry_options(part)])
 
     def _provenance(self) -> list[str]:
         names: dict[Artifact, str] = {}
@@ -186,6 +188,15 @@ class Card:
             if versions
             else "",
         ]
+
+
+def _entry_options(extension: Part) -> Iterator[str]:
+    """Yield the options that say how the rows of an extension were read, where that was said."""
+    for own in list(extension.examples.manifest.config["settings"].get(OWN_LAYOUTS, {}).values())[:1]:
+        if own["format"]:
+            yield from ("--format", own["format"])
+        if own["columns"]:
+            yield from ("--columns", json.dumps(own["columns"], ensure_ascii=False))
 
 
 def _new_rows(extension: Part) -> str:

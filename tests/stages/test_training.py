@@ -86,7 +86,7 @@ def test_tokenizer_of_much_data_is_trained_on_a_part_drawn_by_content(
         prepared.bench.run(prepare_tokenizer.prepare_tokenizer, prepare_tokenizer.Inputs(prepared.examples), wanted)
     whole, part, again = seen
     assert len(whole) == 2 * 200  # a prompt and a response each
-    assert 2 * 30 < len(part) < 2 * 70
+    assert len(part) == 2 * 50
     assert part == again
     assert set(part) <= set(whole)
 

@@ -12,7 +12,7 @@ from s2l_ray import schemas
 from s2l_ray.artifacts import Artifact, StageResult, find_artifact
 from s2l_ray.attempts import StagedOutput, begin
 from s2l_ray.clustering.guard import set_aside
-from s2l_ray.config import ResourcesConfig
+from s2l_ray.config import InputPath, ResourcesConfig
 from s2l_ray.digests import DigestCache
 from s2l_ray.draws import occurrences
 from s2l_ray.examples import Example, RejectedRow, examples_table, held_out, read_examples
@@ -55,7 +55,7 @@ def make(storage: Storage, of: Experiment, until: str = "select_subset") -> dict
 
 def extension_of(storage: Storage, of: Experiment, rows: Path, budget: int | float | str | None = None) -> Artifact:
     """Make an extension of the subset of an experiment's only arm that can have one."""
-    pipeline = build_extension(of, arm_to_extend(of, None), str(rows), budget)
+    pipeline = build_extension(of, arm_to_extend(of, None), InputPath(path=str(rows)), budget)
     known = _make_all(storage, pipeline, [node.stage for node in pipeline.nodes])
     return known[pipeline.nodes[-1].key]
 

@@ -21,8 +21,11 @@ CHECKPOINTS = (1, 12)
 
 @pytest.fixture(autouse=True)
 def of_any_size(monkeypatch):
-    """Let few rows be worth it, and say whether a pass was compiled."""
+    """Let few rows be worth it; no pass may fail and leave the work to numpy."""
     monkeypatch.setattr(nearest, "COMPILED_ROWS", 1)
+    monkeypatch.setattr(nearest, "_failed", [])
+    yield
+    assert not nearest._failed
 
 
 def by_numpy(loss, centroid):
@@ -114,7 +117,8 @@ def test_distances_that_float32_cannot_hold_are_still_compared(value):
     ],
 )
 def test_what_the_kernels_are_not_for_is_left_to_numpy(loss, n_clusters):
-    assert nearest.compiled_for(loss, n_clusters) is None
+    assert not nearest.pays_to_compile(loss, n_clusters)
+    assert nearest.compiled_pass("look", loss, np.zeros((n_clusters, loss.shape[1]))) is None
 
 
 def test_columns_of_a_larger_table_are_read_as_they_are():
@@ -134,6 +138,25 @@ def test_few_rows_or_no_numba_are_done_without_it(rows, before):
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ran.stdout.split() == ["0", "11.0", "False"], ran.stderr
+
+
+def test_constants_are_those_of_numpys_passes():
+    ours = (compiled.WIDER, compiled.NARROWER, compiled.APART)
+    assert ours == (nearest.WIDER, nearest.NARROWER, nearest.APART)
+
+
+def test_a_pass_that_fails_is_numpys_from_then_on(monkeypatch, caplog):
+    def fails(*_):
+        raise ValueError("size mismatch for tuple")  # as where two processes wrote numba's cache at once
+
+    monkeypatch.setattr(compiled, "look", fails)
+    loss = DATA["curves"](500, 12)
+    centroid = start_of(loss, 9)
+    for _ in range(2):
+        np.testing.assert_array_equal(nearest.assign(loss, centroid).labels, by_numpy(loss, centroid)[0])
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "size mismatch" in caplog.text
+    nearest._failed.clear()
 
 
 def test_sums_of_a_pass_are_those_of_its_labels():

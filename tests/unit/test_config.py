@@ -51,6 +51,7 @@ def seeds_of(config: Config) -> dict[str, int]:
         ("evaluate: {held_out: 1}", "evaluate.held_out", "1"),
         ("evaluate: {metrics: []}", "evaluate.metrics", "[]"),
         ("evaluate: {metrics: [meteor]}", "evaluate.metrics", "meteor"),
+        ("evaluate: {prompt: program}", "evaluate", "max_new_tokens is left at 64"),
         ("resources: {score_examples: {actors: [2, 1]}}", "resources.score_examples.actors", "[2, 1]"),
         ("resources: {score_examples: {actors: [0, 1]}}", "resources.score_examples.actors", "[0, 1]"),
         ("resources: {score_examples: {actors: 2}}", "resources.score_examples.actors", "2"),

@@ -306,6 +306,15 @@ def test_find_mixed_formats_in_a_folder_is_config_error_that_names_one_of_each(t
         find_inputs(str(tmp_path), key=KEY)
 
 
+def test_find_files_of_one_object_each_are_json_on_however_many_lines(tmp_path):
+    write(tmp_path / "1.json", b'{"problem": "1?"}\n')
+    write(tmp_path / "2.json", b'{\n "problem": "2?"\n}')
+    assert [file.file_format for file in find_inputs(str(tmp_path), key=KEY)] == ["json", "json"]
+    write(tmp_path / "3.json", b'{"problem": "3?"}\n{"problem": "4?"}\n')
+    with pytest.raises(ConfigError, match=r"mixes formats: json .*, jsonl .`3\.json`"):
+        find_inputs(str(tmp_path), key=KEY)
+
+
 def test_find_special_file_is_config_error_and_is_not_waited_for(tmp_path):
     write(tmp_path / "a.jsonl")
     os.mkfifo(tmp_path / "b.jsonl")

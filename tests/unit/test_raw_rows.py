@@ -464,6 +464,16 @@ def test_pairs_of_lines_are_numbered_by_the_question_and_copied_to_the_byte(put_
     assert columns_of(file) == ("question", "answer")
 
 
+def test_blank_lines_between_pairs_part_no_question_from_its_answer(put_pairs):
+    content = b"\nq1\na1\n\nq2\na2\n\n\nq3\n\nq4\na4\n"
+    file = put_pairs(content)
+    rows = read(file)
+    assert [number for number, _ in rows] == [1, 4, 8, 10]
+    assert [row["answer"] for _, row in rows if isinstance(row, dict)] == ["a1", "a2", "a4"]
+    assert reason(rows[2][1]) == "no_answer"
+    assert copied(file, [4, 10]) == b"q2\na2\nq4\na4\n"
+
+
 def test_question_without_an_answer_at_the_end_is_a_bad_row(put_pairs):
     (_, whole), (number, cut) = read(put_pairs(b"a\nb\nc"))
     assert (whole, number, reason(cut)) == ({"question": "a", "answer": "b"}, 2, "no_answer")

@@ -130,7 +130,14 @@ def test_evaluation_set_may_be_part_of_a_mixture(capsys, put, tmp_path):
     code, said = init(capsys, sums, str(lines), "--output", str(output), "--format", "mathematics")
     assert (code, "sums 20, mathematics 1" in said) == (0, True)
     first, second = load_experiment(output, [f"storage={tmp_path}"]).shared.examples.path
-    assert (first.format, second.format, second.source) == (None, "mathematics", "mathematics")
+    assert (first.format, first.source, second.format, second.source) == (None, "sums", "mathematics", None)
+
+
+def test_evaluation_sets_of_a_mixture_are_read_as_named_though_their_columns_fit_another_layout(capsys, put, tmp_path):
+    parts = [put([{"question": "1 + 1?", "answer": 2}] * 9, f"{name}.jsonl") for name in ("a", "b")]
+    output = tmp_path / "first.yaml"
+    code, said = init(capsys, *parts, "--output", str(output), "--format", "mathematics")
+    assert (code, "Rows per source: mathematics 18." in said) == (0, True)
 
 
 def test_set_that_its_columns_tell_needs_no_name(put):
