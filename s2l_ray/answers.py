@@ -51,8 +51,7 @@ def generate_greedily(
     limit = getattr(model.config, "max_position_embeddings", None)
     with torch.inference_mode():
         for positions in _equal_length_batches([len(p) for p in prompts], batch_tokens, max_new_tokens):
-            length = len(prompts[positions[0]])
-            room = max_new_tokens if limit is None else min(max_new_tokens, limit - length)
+            room = room_for_answer(len(prompts[positions[0]]), max_new_tokens, limit)
             if room < 1:
                 continue
             input_ids_BL = torch.from_numpy(np.stack([prompts[p] for p in positions]).astype(np.int64)).to(device)
@@ -85,7 +84,7 @@ def _greedy(
             break
         fed = token_B[:, None]
     rows = torch.stack(new, dim=1).tolist()
-    return [list(takewhile(lambda token: token not in stop_ids, row)) for row in rows]
+    return [before_stop_id(row, stop_ids) for row in rows]
 
 
 def _equal_length_batches(lengths: Sequence[int], batch_tokens: int, new_tokens: int) -> Iterator[list[int]]:
@@ -99,6 +98,16 @@ def _equal_length_batches(lengths: Sequence[int], batch_tokens: int, new_tokens:
         batch.append(position)
     if batch:
         yield batch
+
+
+def room_for_answer(length: int, max_new_tokens: int, limit: int | None) -> int:
+    """Return how many tokens may follow a prompt of `length`; `limit` is the longest text that the model reads."""
+    return max_new_tokens if limit is None else min(max_new_tokens, limit - length)
+
+
+def before_stop_id(ids: Sequence[int], stop_ids: Sequence[int]) -> list[int]:
+    """Return token ids up to the first of `stop_ids`, which is left out."""
+    return list(takewhile(lambda token: token not in stop_ids, ids))
 
 
 def before_stop(text: str, stops: Sequence[str]) -> str:

@@ -16,6 +16,8 @@ def missing_packages(config: Config) -> Iterator[str]:
         yield from _missing(PACKAGES[name], f"tracking.to: found {name}", f"pip install 's2l-ray[{name}]'")
     if config.target.lora is not None:
         yield from _missing("peft", "target.lora is set", "pip install 's2l-ray[lora]'")
+    if config.evaluate.engine == "vllm":
+        yield from _missing("vllm", "evaluate.engine is vllm", "pip install 's2l-ray[vllm]'")
     for key, model in (("proxy", config.proxy), ("target", config.target)):
         if model.attention == FLASH:
             asked = f"{key}.attention is {FLASH}"

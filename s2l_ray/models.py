@@ -157,6 +157,16 @@ def load_model(artifact: Artifact, path: str) -> "PreTrainedModel":
     return model.eval()
 
 
+def longest_input(artifact: Artifact, path: str) -> int | None:
+    """Return the most tokens that a model of `load_model` reads; None where nothing limits them."""
+    from transformers import AutoConfig
+
+    with artifact.local_folder(path) as folder:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=artifact.summary.get("trust_remote_code", False))
+    limit: int | None = getattr(config, "max_position_embeddings", None)
+    return limit
+
+
 def save_model(model: "PreTrainedModel", weights: Mapping[str, "torch.Tensor"], folder: Path) -> None:
     """Write a model folder that `from_pretrained` loads, with `weights` in place of the model's own.
 

@@ -93,14 +93,15 @@ def arm_nodes(
         seed=config.target.seed or 0,
         outside=model_outside(config.target, "target"),
     )
-    judges, encoder = judges_of(config.evaluate.metrics), encoder_of(config)
+    judges, encoder, engine = judges_of(config.evaluate.metrics), encoder_of(config), config.evaluate.engine
     nodes["scores"] = Node(
         artifact="scores",
         stage="evaluate_target",
         config=EvaluateSettings(config.evaluate, config.target.precision, allow_code_execution),
         settings={
-            **settings_of(config.evaluate, without=("path", "columns", "held_out", "encoder", "prompt")),
+            **settings_of(config.evaluate, without=("path", "columns", "held_out", "encoder", "prompt", "engine")),
             "precision": config.target.precision,
+            **({"engine": engine} if engine != "transformers" else {}),
             **({"judges": judges} if judges else {}),
             **({"encoder": settings_of(encoder, without=("model", "revision"))} if encoder else {}),
         },

@@ -277,6 +277,9 @@ class EvaluateConfig(Section):
     """What is asked for behind each held-out question: `step_by_step` thoughts, or a `program`, in MAmmoTH's words."""
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Texts at which an answer ends; the first of them, and what follows, is left out: `["\\n\\nQuestion:"]`."""
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """What generates answers. `vllm` is faster on a GPU, but what it batches together follows from timing: where two
+    tokens are about as likely, two runs may differ. Losses are computed by transformers either way."""
     max_rows: int | None = Field(None, ge=1)
     """Judge only this many rows, those of lowest hash."""
     batch_tokens: int = Field(4096, ge=1)
@@ -419,6 +422,23 @@ class Config(Section):
                     f"{key}.attention: flash_attention_2 computes in bf16 on a GPU, found resources.{stage}.gpus: "
                     f"{asked.gpus:g} and {key}.precision: {section.precision}; give it GPUs and bf16, or set sdpa"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _vllm_has_a_whole_gpu_and_a_folder(self) -> "Config":
+        if self.evaluate.engine != "vllm":
+            return self
+        gpus = self.resources.evaluate_target.gpus
+        if gpus not in (0, 1):
+            raise ValueError(
+                "evaluate.engine: vllm takes one whole GPU per worker, found resources.evaluate_target.gpus: "
+                f"{gpus:g}; set 1, and more workers by `actors` (0 is for a build of vLLM for CPUs)"
+            )
+        if "://" in self.storage and not self.storage.startswith("file://"):
+            raise ValueError(
+                "evaluate.engine: vllm reads the target from a folder, and `storage` is an object store; set a folder "
+                "that every node sees, or evaluate.engine: transformers"
+            )
         return self
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from s2l_ray import schemas
 from s2l_ray.answers import before_stop, generate_greedily, prompts_and_answers
@@ -21,6 +22,7 @@ from s2l_ray.losses import mean_losses, response_loss_module
 from s2l_ray.models import device_and_precision, load_model
 from s2l_ray.scoring import Mean, mean_of, means_by_group, weighted_mean
 from s2l_ray.stage_settings import EvaluateSettings
+from s2l_ray.stages.generate_with_vllm import Vllm, answer_shards, kept_answers
 from s2l_ray.stages.shards import Receipt, map_shards
 from s2l_ray.token_rows import TokenRows
 from s2l_ray.tokens import opened_tokenizer
@@ -88,7 +90,7 @@ class JudgeShard:
                 bad,
             )
         schema = _schema_of_part(evaluate.metrics)
-        columns, unsettled = self._judged(model, rows, shard.ids)
+        columns, unsettled = self._judged(model, rows, shard)
         columns |= {
             "example_id": list(shard.ids),
             "loss": loss_N,
@@ -100,14 +102,14 @@ class JudgeShard:
         return [record], {"unsettled": unsettled}
 
     def _judged(
-        self, model: "PreTrainedModel", rows: TokenRows, ids: Sequence[int]
+        self, model: "PreTrainedModel", rows: TokenRows, shard: IdRange
     ) -> tuple[dict[str, Any], dict[str, int]]:
         """Return the answers and the verdicts on them by column, and how many comparisons had no end."""
         metrics = answer_metrics(self.config.evaluate.metrics)
         if not metrics:
             return {}, {}
         check_metrics(metrics, allow_code_execution=self.config.allow_code_execution)
-        answers = self._answers(model, rows, ids)
+        answers = self._answers(model, rows, shard)
         aids = Aids(self.config.evaluate.encoder, str(model.device))
         judged = {name: metric.judge(answers, aids) for name, metric in metrics.items()}
         columns = {"prediction": [answer.prediction for answer in answers]}
@@ -116,21 +118,13 @@ class JudgeShard:
             {name: found.unsettled for name, found in judged.items()},
         )
 
-    def _answers(self, model: "PreTrainedModel", rows: TokenRows, ids: Sequence[int]) -> list[Answered]:
+    def _answers(self, model: "PreTrainedModel", rows: TokenRows, shard: IdRange) -> list[Answered]:
         tokenizer = opened_tokenizer(self.inputs.tokenizer)
         stops = self.config.evaluate.stop
         prompts, answers = prompts_and_answers(rows)
-        generated = generate_greedily(
-            model,
-            prompts,
-            max_new_tokens=self.config.evaluate.max_new_tokens,
-            batch_tokens=self.config.evaluate.batch_tokens,
-            stop_ids=self.inputs.tokenizer.summary["stop_ids"],
-            device=model.device,
-            is_ended=(lambda said: any(stop in tokenizer.decode(said) for stop in stops)) if stops else None,
-        )
+        generated = self._generated(model, prompts, shard)
         columns = ["example_id", "turns"]
-        asked = self.inputs.eval_examples.read_examples("examples-", np.asarray(ids, np.int64), columns)
+        asked = self.inputs.eval_examples.read_examples("examples-", np.asarray(shard.ids, np.int64), columns)
         exchanges = [last_exchange([Turn(**turn) for turn in row]) for row in asked.column("turns").to_pylist()]
         return [
             Answered(
@@ -138,6 +132,25 @@ class JudgeShard:
             )
             for (question, reference), expected, said in zip(exchanges, answers, generated, strict=True)
         ]
+
+    def _generated(
+        self, model: "PreTrainedModel", prompts: Sequence[NDArray[np.int32]], shard: IdRange
+    ) -> list[list[int]]:
+        """Return the token ids of the answers: those that vLLM has left, or the model's."""
+        evaluate = self.config.evaluate
+        if evaluate.engine == "vllm":
+            said = kept_answers(self.output, shard.piece)
+            return [said[example_id] for example_id in shard.ids]
+        tokenizer, stops = opened_tokenizer(self.inputs.tokenizer), evaluate.stop
+        return generate_greedily(
+            model,
+            prompts,
+            max_new_tokens=evaluate.max_new_tokens,
+            batch_tokens=evaluate.batch_tokens,
+            stop_ids=self.inputs.tokenizer.summary["stop_ids"],
+            device=model.device,
+            is_ended=(lambda said: any(stop in tokenizer.decode(said) for stop in stops)) if stops else None,
+        )
 
 
 def _schema_of_part(metrics: Sequence[str]) -> pa.Schema:
@@ -168,6 +181,8 @@ def evaluate_target(
     ]
     work = JudgeShard(inputs, config, resources.evaluate_target, output)
     pool = resources.evaluate_target
+    if config.evaluate.engine == "vllm" and answer_metrics(config.evaluate.metrics):
+        _answer_with_vllm(inputs, config, shards, pool, output)
     receipts = map_shards(work, shards, output, pool, label="evaluate target")
     parts = pa.concat_tables([output.read_parquet(r.path) for written, _ in receipts for r in written])
     schema = schemas.predictions(verdict_columns(config.evaluate.metrics))
@@ -180,6 +195,28 @@ def evaluate_target(
     overall = {r["metric"]: r["value"] for r in scores.to_pylist() if r["group_by"] == "all"}
     judging = _judging(predictions, config.evaluate.metrics, [note["unsettled"] for _, note in receipts])
     return StageResult(records, {"rows": len(ids), **overall, **judging})
+
+
+def _answer_with_vllm(
+    inputs: Inputs, config: EvaluateSettings, shards: Sequence[IdRange], pool: PoolResources, output: StagedOutput
+) -> None:
+    """Let vLLM answer what the shards are judged on, before the GPUs are the judges' own."""
+    vllm = Vllm(
+        target=inputs.target,
+        in_bf16=config.precision == "bf16",
+        max_new_tokens=config.evaluate.max_new_tokens,
+        stop_ids=tuple(inputs.tokenizer.summary["stop_ids"]),
+        stops=config.evaluate.stop,
+        pool=pool,
+    )
+    rows = _token_rows(inputs.eval_tokens)
+    prompts = {
+        shard.piece: dict(
+            zip(shard.ids, prompts_and_answers(rows.take(np.asarray(shard.ids, np.int64)))[0], strict=True)
+        )
+        for shard in shards
+    }
+    answer_shards(prompts, vllm, output)
 
 
 def _labelled(predictions: pa.Table, examples: pa.Table) -> pa.Table:

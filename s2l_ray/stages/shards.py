@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -125,9 +126,9 @@ def map_shards(
     return [receipts[shard.piece] for shard in shards]
 
 
-def _stream(
-    work: Callable[[Any], Receipt], shards: Sequence[Shard], output: StagedOutput, pool: PoolResources, label: str
-) -> Iterator[tuple[str, Receipt]]:
+@contextmanager
+def quiet_data() -> Iterator[None]:
+    """Let a stage lay out a dataset whose execution prints nothing."""
     import ray.data
 
     with _ray_lock:
@@ -135,6 +136,15 @@ def _stream(
         context.enable_progress_bars = False
         context.print_on_execution_start = False
         quieten()
+        yield
+
+
+def _stream(
+    work: Callable[[Any], Receipt], shards: Sequence[Shard], output: StagedOutput, pool: PoolResources, label: str
+) -> Iterator[tuple[str, Receipt]]:
+    import ray.data
+
+    with quiet_data():
         items = ray.data.range(len(shards), override_num_blocks=len(shards))
         arguments = {
             "work": work,

@@ -231,6 +231,21 @@ def test_flash_attention_without_a_gpu_or_in_fp32_is_refused(key, stage):
     assert getattr(config_of("", flash, gpus), key).attention == "flash_attention_2"
 
 
+@pytest.mark.parametrize("gpus", [0.5, 2])
+def test_vllm_on_part_of_a_gpu_or_on_several_is_refused(gpus):
+    message = refusal(SYNTHETIC, "evaluate.engine=vllm", f"resources.evaluate_target.gpus={gpus}")
+    assert f"resources.evaluate_target.gpus: {gpus}" in message
+    assert "actors" in message
+    assert config_of("", f"resources.evaluate_target.gpus={gpus}").evaluate.engine == "transformers"
+
+
+def test_vllm_with_an_object_store_is_refused_and_with_a_folder_taken():
+    assert "`storage`" in refusal(SYNTHETIC, "evaluate.engine=vllm", "storage=s3://bucket/runs")
+    for storage in ("/shared/runs", "file:///shared/runs"):
+        found = config_of("", "evaluate.engine=vllm", f"storage={storage}", "resources.evaluate_target.gpus=1")
+        assert found.evaluate.engine == "vllm"
+
+
 @pytest.mark.parametrize(
     "value", ["{rank: 0}", "{alpha: 0}", "{dropout: 1}", "{target_modules: []}", "{target_modules: some}", "{r: 4}"]
 )

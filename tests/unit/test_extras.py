@@ -15,6 +15,7 @@ FLASH = "resources={finetune_target: {gpus: 1}}", "target.attention=flash_attent
 CASES = {
     "peft": (("target.lora={}",), "target.lora is set", "pip install 's2l-ray[lora]'"),
     "mlflow": (("tracking.to=[tensorboard, mlflow]",), "tracking.to: found mlflow", "pip install 's2l-ray[mlflow]'"),
+    "vllm": (("evaluate.engine=vllm",), "evaluate.engine is vllm", "pip install 's2l-ray[vllm]'"),
     "flash_attn": (FLASH, "target.attention is flash_attention_2", "pip install flash-attn"),
 }
 

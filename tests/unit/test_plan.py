@@ -229,6 +229,7 @@ EVERYTHING = {"examples", "eval_examples", "overlap", "tokenizer", "tokens"} | A
         ("evaluate.metrics=[exact_match]", {"scores", "comparison"}),
         ("evaluate.metrics=[math_answer]", {"scores", "comparison"}),
         ("evaluate.stop=[Question]", {"scores", "comparison"}),
+        ("evaluate.engine=vllm", {"scores", "comparison"}),
         ("evaluate.prompt=program", {"tokens", "scores", "comparison"}),
         ("evaluate.max_rows=5", {"scores", "comparison"}),
         ("tokens.max_tokens=64", EVERYTHING - {"examples", "eval_examples", "overlap"}),
@@ -249,6 +250,12 @@ def test_default_that_is_written_out_changes_nothing(line):
     assert changed_artifacts(pipeline_of(), pipeline_of("", line)) == set()
 
 
+def test_engine_of_evaluation_is_part_of_the_address_only_where_it_is_vllm():
+    engines = ("transformers", "vllm")
+    scores = [node_of(pipeline_of("", f"evaluate.engine={name}"), "scores").settings for name in engines]
+    assert [settings.get("engine") for settings in scores] == [None, "vllm"]
+
+
 def test_setting_every_key_but_where_it_runs_changes_something():
     """A key that reaches no fingerprint would mix old files with new settings."""
     where = {"resources", "storage", "report", "tracking"}
@@ -260,7 +267,12 @@ def test_setting_every_key_but_where_it_runs_changes_something():
         "cluster": {"stratify_by": "source"},
         "select": {"method": "random", "budget": 0.77},
         "target": {"engine": "deepspeed", "match": "tokens", "order": "rank", "zero_stage": 1, "lora": {}},
-        "evaluate": {"metrics": ["exact_match"], "stop": ["Question:"], "encoder": {"model": "an/encoder"}},
+        "evaluate": {
+            "metrics": ["exact_match"],
+            "stop": ["Question:"],
+            "engine": "vllm",
+            "encoder": {"model": "an/encoder"},
+        },
         "examples": {"format": "alpaca", "columns": {"id": "uid"}, "synthetic": {"rows": 7}},
     }
     base, silent = pipeline_of(), []
