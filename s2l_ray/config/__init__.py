@@ -278,8 +278,9 @@ class EvaluateConfig(Section):
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Texts at which an answer ends; the first of them, and what follows, is left out: `["\\n\\nQuestion:"]`."""
     engine: Literal["transformers", "vllm"] = "transformers"
-    """What generates answers. `vllm` is faster on a GPU, but what it batches together follows from timing: where two
-    tokens are about as likely, two runs may differ. Losses are computed by transformers either way."""
+    """What generates answers: `transformers` in fp32, or `vllm` in `target.precision`, faster on a GPU. What vLLM
+    computes together follows from timing: where two tokens are about as likely, two runs may differ. The loss is
+    transformers' either way."""
     max_rows: int | None = Field(None, ge=1)
     """Judge only this many rows, those of lowest hash."""
     batch_tokens: int = Field(4096, ge=1)

