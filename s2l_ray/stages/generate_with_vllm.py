@@ -5,7 +5,7 @@ What is answered is kept per shard in the attempt, so that a kill costs no more 
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,10 +58,17 @@ class Vllm:
         ends = {"stop_token_ids": list(self.stop_ids), "ignore_eos": True, "detokenize": bool(texts)}
         return {"temperature": 0.0, **ends, **({"stop": texts} if texts else {})}
 
+    @cached_property
+    def _limit(self) -> int | None:
+        return longest_input(self.target, schemas.MODEL_FOLDER)
+
+    def room_for(self, prompt: NDArray[np.int32]) -> int:
+        """Return how many tokens the answer to a prompt may have; none where the prompt fills the model."""
+        return room_for_answer(len(prompt), self.max_new_tokens, self._limit)
+
     def table(self, prompts: Prompts) -> pa.Table:
         """Return prompts as Ray's processor takes them: `example_id, tokenized_prompt, max_tokens`."""
-        limit = longest_input(self.target, schemas.MODEL_FOLDER)
-        rooms = [room_for_answer(len(prompt), self.max_new_tokens, limit) for prompt in prompts.values()]
+        rooms = [self.room_for(prompt) for prompt in prompts.values()]
         return pa.table(
             {
                 "example_id": pa.array(prompts, pa.int64()),
@@ -174,9 +181,11 @@ def _stream(prompts: Prompts, vllm: Vllm) -> Iterator[tuple[int, list[int]]]:
     """Yield answers as they come."""
     import ray.data
 
-    if not prompts:
+    answerable = {example_id: prompt for example_id, prompt in prompts.items() if vllm.room_for(prompt) > 0}
+    yield from ((example_id, list[int]()) for example_id in prompts if example_id not in answerable)
+    if not answerable:
         return
-    table = vllm.table(prompts)
+    table = vllm.table(answerable)
     blocks = [table.slice(start, BLOCK_ROWS) for start in range(0, len(table), BLOCK_ROWS)]
     with quiet_data():
         results = vllm.processor(table)(ray.data.from_arrow(blocks))

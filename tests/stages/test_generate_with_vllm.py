@@ -126,6 +126,14 @@ def test_answers_are_kept_by_id_in_whatever_order_they_come(bench: Bench, target
     assert kept_answers(output, "b") == {7: [7, 5]}
 
 
+def test_prompt_that_fills_the_model_is_answered_with_nothing_and_without_the_engine(
+    bench: Bench, target: Artifact
+) -> None:
+    output = bench.output("scores")
+    answer_shards({"a": prompts_of(tiny.MAX_TOKENS, tiny.MAX_TOKENS + 3)}, vllm(target), output)
+    assert kept_answers(output, "a") == {100: [], 99: []}
+
+
 def test_shard_that_was_answered_is_not_answered_again(bench: Bench, target: Artifact, monkeypatch: Any) -> None:
     asked: list[list[int]] = []
 
