@@ -67,6 +67,7 @@ def examine_machine(storage: str) -> Iterator[Finding]:
     """
     yield Finding("python", "ok", f"{platform.python_version()} on {platform.platform()}")
     yield from _packages()
+    yield _compiler()
     yield _processors()
     yield _memory()
     yield from _shared_memory()
@@ -96,6 +97,14 @@ def _packages() -> Iterator[Finding]:
         else:
             advice = f"pip install '{asked.name}{asked.specifier}'"
             yield Finding(asked.name, "problem", f"{version}, expected {asked.specifier}", advice)
+
+
+def _compiler() -> Finding:
+    try:
+        return Finding("numba", "ok", importlib.metadata.version("numba"))
+    except importlib.metadata.PackageNotFoundError:
+        advice = "pip install 's2l-ray[fast]' clusters more than 65,536 rows in a third of the time, and alike."
+        return Finding("numba", "note", "not installed", advice)
 
 
 def _processors() -> Finding:

@@ -38,7 +38,7 @@ SHAPE: dict[str, Any] = {
     "bos_token_id": 0,
     "eos_token_id": 0,
 }
-FEW, MANY, SHARD_ROWS, TOKENS = 400, 2000, 50, 160
+FEW, MANY, SHARD_ROWS, TOKENS = 200, 1000, 50, 160
 ROWS, ITERATIONS, ROUNDS = 4_000_000, 20, 3
 
 

@@ -1,5 +1,6 @@
 """The doctor: what it says of this machine, and of what is wrong with it."""
 
+import importlib.metadata
 import json
 import shutil
 from collections import namedtuple
@@ -107,3 +108,16 @@ def test_any_problem_ends_the_command_with_2_and_its_name():
     check([Finding("memory", "ok", "plenty"), Finding("cores", "note", "few")])
     with pytest.raises(ConfigError, match="1 problem on this machine: memory"):
         check([Finding("memory", "problem", "none", "buy some")])
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_machine_without_a_compiler_for_clustering_is_told_what_it_would_save(monkeypatch, tmp_path, installed):
+    def version(name):
+        if name == "numba" and not installed:
+            raise importlib.metadata.PackageNotFoundError
+        return real(name) if name != "numba" else "0.61"
+
+    real = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    found = by_topic(tmp_path)["numba"]
+    assert (found.state, "s2l-ray[fast]" in found.advice) == (("ok", False) if installed else ("note", True))
