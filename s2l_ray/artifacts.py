@@ -174,7 +174,9 @@ class Artifact:
         return table if is_ascending(table.column("example_id").to_numpy()) else table.sort_by("example_id")
 
     def read_matrix(self, prefix: str, column: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Read a column of lists of one length, float32, in order of id, with no more than one file beside the result.
+        """Read a column of lists of one length, float32, in order of id, a file at a time.
+
+        Where the ids are not in order already, the result is copied once.
 
         Returns:
             The ids, int64 [N], and the column, float32 [N, T].

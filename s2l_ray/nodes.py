@@ -1,6 +1,6 @@
 """The nodes of an arm: what each stage is to do, what its address depends on, and from which artifacts it works.
 
-Neither torch nor ray is imported here, and no input is read.
+Neither torch nor ray is imported here, and no row of an input is read.
 """
 
 from collections.abc import Mapping

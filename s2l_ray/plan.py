@@ -1,7 +1,7 @@
 """The plan: the graph of an experiment, the nodes of all arms and what compares them.
 
-Neither torch nor ray is imported here, and no input is read: `s2l plan` answers within a second. Arms share every
-node that comes before their first difference.
+Neither torch nor ray is imported here, and of inputs only names, sizes and formats are looked at: `s2l plan` answers
+within a second. Arms share every node that comes before their first difference.
 """
 
 from collections.abc import Mapping

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -151,8 +152,8 @@ class ExtensionSummary:
             display.say(f"{count} rows set aside: {reason}")
         display.say(f"{found['rows']} of {found['rows_assigned']} new rows join the subset: {found['extension']}")
         places = (self._made(name) for name in ("subset", "extension"))
-        folders = " ".join(a.storage.uri_of(a.manifest.artifact, a.manifest.fingerprint) for a in places)
-        display.say(f"next: s2l diff {folders}")
+        folders = [a.storage.uri_of(a.manifest.artifact, a.manifest.fingerprint) for a in places]
+        display.say(f"next: {shlex.join(['s2l', 'diff', *folders])}")
 
     def _made(self, artifact: str) -> Artifact:
         return next(self.result.artifacts[node.key] for node in self.pipeline.nodes if node.artifact == artifact)

@@ -126,7 +126,7 @@ def select_subset(
         ConfigError: the budget does not fit the pool, or what the guard leaves of it.
     """
     pool, names = _read_pool(inputs, seed)
-    # Only the guard keeps a row of the pool out of the clusters.
+    # The guard keeps rows of the pool out of the clusters, and later rows may have none to join.
     candidates = pool if inputs.assigned is None else pool.where(pool.cluster_id_N >= 0)
     budget = parse_budget(1.0 if config.select.method == "full" else config.select.budget)
     n_wanted = None if budget.kind == "tokens" else rows_in_budget(budget, len(pool))
