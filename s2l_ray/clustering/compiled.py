@@ -83,7 +83,6 @@ def _look_again(
     (_, upper_N, lower_N), (own_K, other_K, half_K), (labels_N, new_upper_N, new_lower_N) = before, moves, now
     centroids, scratch = _prepared(centroid_KT, checkpoints)
     _, single_KT, (wider, _, absolute) = centroids
-    everyone_K = np.arange(len(centroid_KT)).astype(np.int32)
     waiting_KB = np.empty((len(centroid_KT), TILE), np.int64)
     waiting_K = np.zeros(len(centroid_KT), np.int64)
     for n in range(len(loss_NT)):
@@ -100,14 +99,12 @@ def _look_again(
             waiting_KB[own, waiting_K[own]] = n
             waiting_K[own] += 1
             if waiting_K[own] == TILE:
-                feared_C, beyond = _feared(waiting_KB[own], own, neighbours, everyone_K, new_upper_N)
-                _search(loss_NT, waiting_KB[own], feared_C, beyond, centroids, scratch, now, checkpoints)
+                _search_feared(loss_NT, waiting_KB[own], own, neighbours, centroids, scratch, now, checkpoints)
                 waiting_K[own] = 0
     for own in range(len(centroid_KT)):
         if waiting_K[own]:
             row_B = waiting_KB[own, : waiting_K[own]]
-            feared_C, beyond = _feared(row_B, own, neighbours, everyone_K, new_upper_N)
-            _search(loss_NT, row_B, feared_C, beyond, centroids, scratch, now, checkpoints)
+            _search_feared(loss_NT, row_B, own, neighbours, centroids, scratch, now, checkpoints)
 
 
 @njit(cache=True)
@@ -126,16 +123,20 @@ def _prepared(centroid_KT: Any, checkpoints: Any) -> Any:
 
 
 @njit(cache=True)
-def _feared(row_B: Any, own: int, neighbours: Any, everyone_K: Any, upper_N: Any) -> tuple[Any, np.float32]:
-    """Return the centroids that rows of a cluster may be nearer to, and at most the distance from it to any other."""
+def _search_feared(
+    loss_NT: Any, row_B: Any, own: int, neighbours: Any, centroids: Any, scratch: Any, now: Known, checkpoints: Any
+) -> None:
+    """Look at the centroids that rows of a cluster may be nearer to than to its own."""
     neighbour_KJ, apart_KJ = neighbours
-    farthest = 0.0
+    upper_N, farthest = now[1], 0.0
     for b in range(len(row_B)):
         farthest = max(farthest, upper_N[row_B[b]])
     count = np.searchsorted(apart_KJ[own], 2 * farthest / APART, side="right")
     if count == apart_KJ.shape[1]:
-        return everyone_K, np.float32(np.inf)
-    return neighbour_KJ[own, :count].copy(), apart_KJ[own, count]
+        feared_C, beyond = np.arange(len(centroids[0])).astype(np.int32), np.float32(np.inf)
+    else:
+        feared_C, beyond = neighbour_KJ[own, :count].copy(), apart_KJ[own, count]
+    _search(loss_NT, row_B, feared_C, beyond, centroids, scratch, now, checkpoints)
 
 
 @njit(cache=True)
