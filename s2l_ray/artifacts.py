@@ -173,6 +173,22 @@ class Artifact:
         table = self.read_table(prefix, columns)
         return table if is_ascending(table.column("example_id").to_numpy()) else table.sort_by("example_id")
 
+    def rows(self, prefix: str) -> int:
+        """Return how many rows the files have whose path starts with `prefix`."""
+        return sum(record.rows or 0 for record in self.files(prefix))
+
+    def read_span(self, prefix: str, start: int, stop: int, columns: list[str] | None = None) -> pa.Table:
+        """Read rows `start:stop` of what `read_table` would give, touching only the files that hold them."""
+        parts, first = [], 0
+        for record in self._there(prefix):
+            rows = record.rows or 0
+            begin, end = max(0, start - first), min(rows, stop - first)
+            if begin < end:
+                is_whole = (begin, end) == (0, rows)
+                parts.append(self.read_rows(record, begin, None if is_whole else end, columns))
+            first += rows
+        return pa.concat_tables(parts)
+
     def read_matrix(self, prefix: str, column: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Read a column of lists of one length, float32, in order of id, a file at a time.
 

@@ -6,6 +6,7 @@ rows can change it.
 Shape suffixes: N examples, M some of them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +51,45 @@ class Draws:
         """Return some of the rows, in the order asked for; every id must be there."""
         place_M = np.searchsorted(self.example_id_N, example_id_M)
         return Draws(self.example_id_N[place_M], self.content_hash_N[place_M], self.draw_N[place_M])
+
+
+@dataclass(frozen=True)
+class Copies:
+    """The rows whose content an earlier row has; where examples are many, these are few.
+
+    Attributes:
+        example_id_M: int64 [M], ascending.
+        occurrence_M: int64 [M], from `occurrences`, 1 and above.
+    """
+
+    example_id_M: npt.NDArray[np.int64]
+    occurrence_M: npt.NDArray[np.int64]
+
+    @classmethod
+    def among(cls, content_hash_N: IntArray, example_id_N: IntArray) -> "Copies":
+        """Find them; of each content, all rows must be there."""
+        occurrence_N = occurrences(content_hash_N, example_id_N)
+        again_M = np.flatnonzero(occurrence_N)
+        return cls.joined([cls(example_id_N[again_M].astype(np.int64), occurrence_N[again_M])])
+
+    @classmethod
+    def joined(cls, parts: Sequence["Copies"]) -> "Copies":
+        """Return those of parts that have no content in common; at least one part."""
+        id_M, occurrence_M = (
+            np.concatenate(arrays)
+            for arrays in zip(*((part.example_id_M, part.occurrence_M) for part in parts), strict=True)
+        )
+        order = np.argsort(id_M)
+        return cls(id_M[order], occurrence_M[order])
+
+    def occurrence_of(self, example_id_N: IntArray) -> npt.NDArray[np.int64]:
+        """Return the number of each row among the rows of its content, as `occurrences` does."""
+        occurrence_N = np.zeros(len(example_id_N), np.int64)
+        if len(self.example_id_M):
+            place_N = np.minimum(np.searchsorted(self.example_id_M, example_id_N), len(self.example_id_M) - 1)
+            is_copy_N = self.example_id_M[place_N] == example_id_N
+            occurrence_N[is_copy_N] = self.occurrence_M[place_N[is_copy_N]]
+        return occurrence_N
 
 
 def occurrences(content_hash_N: IntArray, example_id_N: IntArray) -> npt.NDArray[np.int64]:

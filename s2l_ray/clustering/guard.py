@@ -64,30 +64,27 @@ class SetAside:
         return reason_N
 
 
-def learning_ratio(
-    loss_initial_N: NDArray[np.floating[Any]], loss_NT: NDArray[np.floating[Any]], mean_over_N: NDArray[np.bool_]
-) -> NDArray[np.float64]:
+def learning_ratio(loss_NT: NDArray[np.floating[Any]], mean_initial: float) -> NDArray[np.float64]:
     """Return the last loss of each row as a share of its first, both raised by a floor.
 
     Args:
-        loss_initial_N: losses before training [nats/token].
         loss_NT: losses at the checkpoints [nats/token]; the first is after training has begun.
-        mean_over_N: the rows over which the mean loss before training is taken.
+        mean_initial: mean loss before training over all rows, copies left out [nats/token].
 
     Returns:
         float64 [N]: 0 for a row that was learned entirely, 1 for one on which training did nothing, more for one
         that got worse.
     """
-    floor = FLOOR * float(loss_initial_N[mean_over_N].mean(dtype=np.float64))
+    floor = FLOOR * mean_initial
     first_N, last_N = loss_NT[:, 0].astype(np.float64), loss_NT[:, -1].astype(np.float64)
     ratio_N: NDArray[np.float64] = (last_N + floor) / (first_N + floor)
     return ratio_N
 
 
 def set_aside(
-    loss_initial_N: NDArray[np.floating[Any]],
     loss_NT: NDArray[np.floating[Any]],
     occurrence_N: NDArray[np.integer[Any]],
+    mean_initial: float,
     threshold: float = THRESHOLD,
 ) -> SetAside:
     """Find the rows that the proxy did not learn, and the copies of equal rows.
@@ -95,9 +92,9 @@ def set_aside(
     Copies go first, since a wrong row that stands often enough is learned by heart and would pass many times.
 
     Args:
-        loss_initial_N: losses before training [nats/token].
-        loss_NT: losses at the checkpoints, T at least 2 [nats/token].
+        loss_NT: losses of some rows at the checkpoints, T at least 2 [nats/token].
         occurrence_N: from `draws.occurrences`: 0 for the first row of a content, which is the one that is kept.
+        mean_initial: mean loss before training over all rows with an occurrence of 0 [nats/token].
         threshold: rows with a ratio of at least this are set aside.
 
     Raises:
@@ -109,5 +106,5 @@ def set_aside(
             "Set proxy.checkpoints to 2 or more, or cluster.guard to null."
         )
     duplicate_N = occurrence_N > 0
-    ratio_N = learning_ratio(loss_initial_N, loss_NT, ~duplicate_N)
+    ratio_N = learning_ratio(loss_NT, mean_initial)
     return SetAside(ratio_N, duplicate_N, (ratio_N >= threshold) & ~duplicate_N)

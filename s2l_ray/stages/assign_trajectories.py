@@ -1,4 +1,4 @@
-"""`trajectories` of new rows + frozen `clusters` -> `assignments`: `assignments-*` and `set_aside` (Parquet).
+"""`trajectories` of new rows + frozen `clusters` -> `assignments`: `assignments-*` and `set_aside-*` (Parquet).
 
 Nothing is trained and no centroid moves. Rows that the first pool held already, copies among the new ones, rows that
 the guard does not pass, and rows of a stratum without clusters are set aside with their reason.
@@ -70,7 +70,7 @@ def assign_trajectories(
     )
     records = [
         output.write_parquet("assignments-00000.parquet", [assignments], schemas.ASSIGNMENTS),
-        output.write_parquet("set_aside.parquet", [aside], schemas.SET_ASIDE),
+        output.write_parquet("set_aside-00000.parquet", [aside], schemas.SET_ASIDE),
     ]
     reasons, counts = np.unique(reason_M[~kept_M].astype(str), return_counts=True)
     drift = _drift(inputs.clusters, assignments)
@@ -99,11 +99,12 @@ def _reasons(
     known = inputs.known.read_table("examples-", ["content_hash"]).column(0).to_numpy()
     initial_M = table.column("loss_initial").to_numpy()
     if config.guard is None:
-        ratio_M = learning_ratio(initial_M, loss_MT, np.ones(len(table), bool))
+        ratio_M = learning_ratio(loss_MT, float(initial_M.mean(dtype=np.float64)))
         reason_M = np.full(len(table), None, dtype=object)
     else:
         occurrence_M = occurrences(hash_M, table.column("example_id").to_numpy())
-        found = set_aside(initial_M, loss_MT, occurrence_M, config.guard)
+        mean_initial = float(initial_M[occurrence_M == 0].mean(dtype=np.float64))
+        found = set_aside(loss_MT, occurrence_M, mean_initial, config.guard)
         ratio_M, reason_M = found.ratio_N, found.reason_N
     return np.where(np.isin(hash_M, known), KNOWN, reason_M), ratio_M
 

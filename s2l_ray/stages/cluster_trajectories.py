@@ -1,14 +1,13 @@
-"""`trajectories` -> `clusters`: `assignments-*`, `centroids`, `iterations` and, with a guard, `set_aside` (Parquet).
+"""`trajectories` -> `clusters`: `assignments-*`, `centroids`, `iterations` and, with a guard, `set_aside-*` (Parquet).
 
-Exact Lloyd iterations on all rows: a Ray task per block computes partial sums, the driver merges them. Sums of losses
-on their grid are exact, so neither the number of blocks nor the order of merging can be seen in the result.
+Exact Lloyd iterations on all rows: tasks read them into blocks, pass over the blocks, and write what became of each
+row. The driver holds sums and the rows that the start is chosen from, however many rows there are.
 Legend: N examples, T checkpoints, K clusters.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,88 +15,46 @@ import ray
 from numpy.typing import NDArray
 
 from s2l_ray import schemas
-from s2l_ray.artifacts import Artifact, StageResult
+from s2l_ray.artifacts import FileRecord, StageResult
 from s2l_ray.attempts import StagedOutput
-from s2l_ray.clustering import bounds, kmeans, nearest, seeding
-from s2l_ray.clustering.guard import SUSPICIOUS_SHARE, SetAside, set_aside
-from s2l_ray.clustering.partition import share_clusters, window_columns
+from s2l_ray.clustering import kmeans, nearest, seeding
+from s2l_ray.clustering.partition import share_clusters
 from s2l_ray.config import ClusterConfig, PoolResources, ResourcesConfig
-from s2l_ray.draws import Draws, occurrences
-from s2l_ray.errors import DataError
-from s2l_ray.labels import coded
+from s2l_ray.labels import labelled
 from s2l_ray.log import Task, display
 from s2l_ray.stages import metrics
-from s2l_ray.stages.capacity import remote_options
+from s2l_ray.stages.blocks import each
+from s2l_ray.stages.contents import find_contents
+from s2l_ray.stages.distributed_kmeans import StratumRows
+from s2l_ray.stages.shared_storage import check_sign, leave_sign
+from s2l_ray.stages.trajectory_blocks import Block, Inputs, Reader, not_learned_share
 
-BLOCK_ROWS = 250_000
-"""Rows per task at most; smaller where that keeps all workers busy."""
-ALL = "all"
-"""The one stratum where there is no `stratify_by`."""
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """Trajectories, the examples for the hashes that draws depend on, and hidden states where they are clustered."""
-
-    trajectories: Artifact
-    examples: Artifact
-    hidden_states: Artifact | None = None
-
-
-@dataclass(frozen=True)
-class Rows:
-    """What clustering knows of the examples, in order of id.
-
-    Attributes:
-        example_id_N: int64 [N].
-        draw_N: uint64 [N], the hash that orders the rows for the start.
-        stratum_N: int32 [N], number of its stratum.
-        feature_NT: float32 [N, T], what is clustered: losses at the checkpoints of the window, or hidden states.
-    """
-
-    example_id_N: NDArray[np.int64]
-    draw_N: NDArray[np.uint64]
-    stratum_N: NDArray[np.int32]
-    feature_NT: NDArray[np.float32]
-
-    def where(self, mask_N: NDArray[np.bool_]) -> "Rows":
-        """Return some of the rows."""
-        return Rows(self.example_id_N[mask_N], self.draw_N[mask_N], self.stratum_N[mask_N], self.feature_NT[mask_N])
-
-
-@dataclass(frozen=True)
-class Guarded:
-    """What the guard was given and what it found, in order of id."""
-
-    example_id_N: NDArray[np.int64]
-    loss_NT: NDArray[np.float32]
-    found: SetAside
-
-    def table(self) -> pa.Table:
-        """Return the rows that are set aside."""
-        aside = np.flatnonzero(~self.found.kept_N)
-        return pa.table(
-            {
-                "example_id": self.example_id_N[aside],
-                "reason": self.found.reason_N[aside],
-                "ratio": self.found.ratio_N[aside],
-                "loss_first": self.loss_NT[aside, 0],
-                "loss_last": self.loss_NT[aside, -1],
-            },
-            schema=schemas.SET_ASIDE,
-        )
+__all__ = ["Inputs", "cluster_trajectories"]
 
 
 @dataclass(frozen=True)
 class Clustered:
-    """The clusters of one stratum."""
+    """The clusters of one stratum.
+
+    Attributes:
+        stratum: its name.
+        centroid_KT: float64 [K, T]; no cluster where the guard left nothing of the stratum.
+        iterations: how they came about.
+        converged: whether that had ended.
+    """
 
     stratum: str
-    rows: Rows
-    assignment: nearest.Assignment
     centroid_KT: NDArray[np.float64]
-    iterations: Sequence[kmeans.IterationStats]
-    converged: bool
+    iterations: Sequence[kmeans.IterationStats] = ()
+    converged: bool = True
+
+
+@dataclass(frozen=True)
+class Written:
+    """The files of a block, and what it adds to the sums of each stratum."""
+
+    files: list[FileRecord]
+    sums: list[kmeans.Partial]
 
 
 def cluster_trajectories(
@@ -109,210 +66,160 @@ def cluster_trajectories(
         ConfigError: the guard has a single checkpoint to go by.
         DataError: a loss is NaN or infinite, or the guard leaves no row.
     """
-    strata, rows, guarded = _read(inputs, config, seed)
-    size_S = np.bincount(rows.stratum_N, minlength=len(strata))
-    # The guard may have left nothing of a stratum.
-    there = np.flatnonzero(size_S)
-    n_clusters_S = (
-        share_clusters(size_S[there], config.n_clusters)
-        if config.n_clusters_per == "pool"
-        else np.full(len(there), config.n_clusters)
-    )
-    clustered = []
-    with display.progress("cluster", len(there) * config.max_iter, "iterations") as progress:
-        for index, (stratum, n_clusters) in enumerate(zip(there.tolist(), n_clusters_S.tolist(), strict=True)):
-            part = rows if len(there) == 1 else rows.where(rows.stratum_N == stratum)
-            progress.update(index * config.max_iter)
-            work = _Work(config, resources.cluster_trajectories, seed, progress)
-            clustered.append(_cluster(strata[stratum], part, n_clusters, work))
-    assignments = pa.concat_tables([_assignments(c) for c in clustered])
-    if len(clustered) > 1:
-        assignments = assignments.sort_by("example_id")
-    centroids = schemas.centroids(rows.feature_NT.shape[1])
+    pool = resources.cluster_trajectories
+    leave_sign(output)
+    reader = Reader(inputs, config, find_contents(inputs.examples, pool, seed=seed), output)
+    overview = reader.overview(pool)
+    blocks = reader.blocks(overview, pool)
+    clustered = _cluster_all(blocks, overview.strata, _Settings(config, pool, seed))
+    written = _write_all(blocks, clustered, inputs.rows, pool, output)
+    sums = [kmeans.merge(block.sums[s] for block in written) for s in range(len(clustered))]
+    there = [(each_stratum, part) for each_stratum, part in zip(clustered, sums, strict=True) if part.count_K.size]
+    centroids = schemas.centroids(blocks[0].found.width)
+    tables = [_centroids(each_stratum, part, centroids) for each_stratum, part in there]
     records = [
-        output.write_parquet("assignments-00000.parquet", [assignments], schemas.ASSIGNMENTS),
-        output.write_parquet("centroids.parquet", [_centroids(c, centroids) for c in clustered], centroids),
-        output.write_parquet("iterations.parquet", [_iterations(c) for c in clustered], schemas.ITERATIONS),
+        *(file for block in written for file in block.files),
+        output.write_parquet("centroids.parquet", tables, centroids),
+        output.write_parquet("iterations.parquet", [_iterations(c) for c, _ in there], schemas.ITERATIONS),
     ]
-    if guarded is not None:
-        records.append(output.write_parquet("set_aside.parquet", [guarded.table()], schemas.SET_ASIDE))
     summary = {
-        "rows": len(rows.example_id_N),
-        **(_guard_summary(guarded) if guarded is not None else {}),
+        "rows": sum(int(part.count_K.sum()) for part in sums),
+        **(_guard_summary(blocks) if config.guard is not None else {}),
         "n_clusters": sum(len(c.centroid_KT) for c in clustered),
         "strata": len(there),
-        "inertia": float(sum(c.assignment.sq_distance.sum() for c in clustered)),
+        "inertia": math.fsum(part.inertia for part in sums),
         "converged": all(c.converged for c in clustered),
     }
     return StageResult(records, summary)
 
 
-def _read(inputs: Inputs, config: ClusterConfig, seed: int) -> tuple[list[str], Rows, Guarded | None]:
-    """Return the names of the strata, the rows to cluster, and what the guard found."""
-    all_draws = Draws.of(inputs.examples.read_table("examples-", list(Draws.COLUMNS)), seed)
-    example_id_N, loss_NT = inputs.trajectories.read_matrix("trajectories-", "loss")
-    seeding.validate_trajectories(loss_NT, example_id_N)
-    draws = all_draws.take(example_id_N)
-    if config.stratify_by == "source":
-        table = inputs.trajectories.read_in_order("trajectories-", ["example_id", "source"])
-        strata, stratum_N = coded(table.column("source").fill_null(""))
-    else:
-        strata, stratum_N = [ALL], np.zeros(len(example_id_N), np.int32)
-    if inputs.hidden_states is not None:
-        _, feature_NT = inputs.hidden_states.read_matrix("hidden_states-", "hidden_state")
-    else:
-        columns = window_columns(config.window, loss_NT.shape[1])
-        feature_NT = loss_NT if len(columns) == loss_NT.shape[1] else loss_NT[:, columns]
-    rows = Rows(example_id_N, draws.draw_N, stratum_N, feature_NT)
-    if config.guard is None:
-        return strata, rows, None
-    occurrence_N = occurrences(draws.content_hash_N, example_id_N)
-    initial = inputs.trajectories.read_in_order("trajectories-", ["example_id", "loss_initial"])
-    found = set_aside(initial.column("loss_initial").to_numpy(), loss_NT, occurrence_N, config.guard)
-    _judge_guard(found)
-    return strata, rows.where(found.kept_N), Guarded(example_id_N, loss_NT, found)
-
-
-def _judge_guard(found: SetAside) -> None:
-    if not found.kept_N.any():
-        raise DataError(
-            f"cluster.guard set all {len(found.ratio_N)} rows aside: the proxy learned none of them. Train it longer "
-            "(proxy.epochs, proxy.learning_rate), or set cluster.guard to null."
-        )
-    if found.not_learned_share > SUSPICIOUS_SHARE:
-        display.warn(
-            f"the guard set {found.not_learned_share:.0%} of the rows aside as not learned; above "
-            f"{SUSPICIOUS_SHARE:.0%} the proxy was trained too little, or much of the data is hard rather than wrong. "
-            "Look at set_aside.parquet; train the proxy longer, or set cluster.guard to null"
-        )
-
-
-def _guard_summary(guarded: Guarded) -> dict[str, int | float]:
-    found = guarded.found
+def _guard_summary(blocks: list[Block]) -> dict[str, int | float]:
+    found = [block.found for block in blocks]
     return {
-        "rows_duplicate": int(found.duplicate_N.sum()),
-        "rows_not_learned": int(found.not_learned_N.sum()),
-        "not_learned_share": found.not_learned_share,
+        "rows_duplicate": sum(block.duplicates for block in found),
+        "rows_not_learned": sum(block.not_learned for block in found),
+        "not_learned_share": not_learned_share(found),
     }
 
 
+# ---------------------------------------------------------------------------------------------------------- clustering
+
+
 @dataclass(frozen=True)
-class _Work:
+class _Settings:
     """What all strata have in common."""
 
     config: ClusterConfig
     pool: PoolResources
     seed: int
-    progress: Task
 
 
-def _cluster(stratum: str, rows: Rows, n_clusters: int, work: _Work) -> Clustered:
-    order = np.lexsort((rows.example_id_N, rows.draw_N))[: work.config.init_rows]
-    sample_MT = rows.feature_NT[order]
-    found = seeding.effective_n_clusters(min(n_clusters, len(rows.example_id_N)), sample_MT)
+def _cluster_all(blocks: list[Block], strata: tuple[str, ...], settings: _Settings) -> list[Clustered]:
+    """Cluster each stratum on its own; the guard may have left nothing of one."""
+    config = settings.config
+    size_S = np.sum([block.found.size_S for block in blocks], axis=0)
+    there = np.flatnonzero(size_S)
+    n_clusters_S = np.zeros(len(strata), np.int64)
+    n_clusters_S[there] = (
+        share_clusters(size_S[there], config.n_clusters) if config.n_clusters_per == "pool" else config.n_clusters
+    )
+    width = blocks[0].found.width
+    clustered = [Clustered(stratum, np.empty((0, width))) for stratum in strata]
+    with display.progress("cluster", len(there) * config.max_iter, "iterations") as progress:
+        for index, stratum in enumerate(there.tolist()):
+            progress.update(index * config.max_iter)
+            rows = StratumRows(blocks, stratum, settings.pool)
+            clustered[stratum] = _cluster(strata[stratum], rows, int(n_clusters_S[stratum]), settings, progress)
+    return clustered
+
+
+def _cluster(stratum: str, rows: StratumRows, n_clusters: int, settings: _Settings, progress: Task) -> Clustered:
+    config = settings.config
+    sample_MT = rows.sample(config.init_rows).feature_MT
+    found = seeding.effective_n_clusters(min(n_clusters, rows.rows), sample_MT)
     if found < n_clusters:
         display.warn(
-            f"stratum {stratum!r}: {len(rows.example_id_N)} examples with too few distinct trajectories for "
-            f"{n_clusters} clusters; it gets {found}"
+            f"stratum {stratum!r}: {rows.rows} examples with too few distinct trajectories for {n_clusters} clusters; "
+            f"it gets {found}"
         )
-    start_KT = seeding.initial_centroids(sample_MT, found, work.seed)
-    blocks = _Blocks(rows, work.pool)
-    before = work.progress.done
+    start_KT = seeding.initial_centroids(sample_MT, found, settings.seed)
+    before = progress.done
 
     def on_iteration(stats: kmeans.IterationStats) -> None:
-        work.progress.update(before + stats.iteration, note=f"inertia {stats.inertia:.6g}")
+        progress.update(before + stats.iteration, note=f"inertia {stats.inertia:.6g}")
         metrics.set_inertia(stratum, stats.inertia)
 
-    result = kmeans.lloyd(
-        blocks.step(), start_KT, work.config.max_iter, relocate=blocks.farthest, on_iteration=on_iteration
+    result = kmeans.lloyd(rows.step(), start_KT, config.max_iter, relocate=rows.farthest, on_iteration=on_iteration)
+    return Clustered(stratum, result.centroid_KT, result.iterations, result.converged)
+
+
+# ------------------------------------------------------------------------------------------------------------- writing
+
+
+def _write_all(
+    blocks: list[Block], clustered: list[Clustered], rows: int, pool: PoolResources, output: StagedOutput
+) -> list[Written]:
+    """Assign all rows to the final centroids, and write a file for each block."""
+    shared = ray.put(clustered)
+    arguments = (
+        (output, f"{number:05d}", shared, block.start_S1, block.feature, block.example_id, block.aside)
+        for number, block in enumerate(blocks)
     )
-    assignment = blocks.assign(result.centroid_KT)
-    return Clustered(stratum, rows, assignment, result.centroid_KT, result.iterations, result.converged)
+    written: list[Written] = []
+    with display.progress("write clusters", rows, "rows") as progress:
+        for found, block in zip(each(_write, arguments, pool), blocks, strict=True):
+            written.append(found)
+            progress.advance(block.found.rows)
+    return written
 
 
-class _Blocks:
-    """The rows of a stratum, cut into blocks in Ray's object store."""
-
-    def __init__(self, rows: Rows, pool: PoolResources) -> None:
-        n_rows = len(rows.example_id_N)
-        workers = max(1, min(pool.actors[1], int(ray.cluster_resources().get("CPU", 1) / pool.cpus)))
-        n_blocks = max(workers, -(-n_rows // BLOCK_ROWS)) if n_rows > BLOCK_ROWS // 10 else 1
-        bounds = np.linspace(0, n_rows, n_blocks + 1).astype(int)
-        self._blocks = [
-            (ray.put(rows.feature_NT[start:stop]), ray.put(rows.example_id_N[start:stop]))
-            for start, stop in pairwise(bounds.tolist())
-        ]
-        self._options = remote_options(pool)
-        self._near: list[tuple[Any, ...]] = []
-
-    def _map(self, function: Any, *arguments: Any) -> Iterator[Any]:
-        """Run a task on every block and yield what the tasks return, in order of the blocks."""
-        shared = [ray.put(argument) for argument in arguments]
-        task = ray.remote(function).options(name=f"kmeans.{function.__name__}", **self._options)
-        pending = [task.remote(loss, ids, *shared) for loss, ids in self._blocks]
-        yield from (ray.get(reference) for reference in pending)
-
-    def step(self) -> bounds.BoundedStep:
-        """Return the pass over all rows."""
-        return bounds.BoundedStep(self._first, self._again)
-
-    def _first(self, centroid_KT: NDArray[np.float64], origin_T: NDArray[np.float64]) -> kmeans.Partial:
-        return self._look(bounds.first_pass, [()] * len(self._blocks), centroid_KT, origin_T)
-
-    def _again(self, centroid_KT: NDArray[np.float64], moves: bounds.Moves) -> kmeans.Partial | None:
-        try:
-            return self._look(bounds.next_pass, self._near, centroid_KT, moves)
-        except ray.exceptions.ObjectLostError:
-            return None  # with the node that kept it
-
-    def _look(self, function: Any, known: Sequence[tuple[Any, ...]], *arguments: Any) -> kmeans.Partial:
-        """Run a pass on every block, keep what it now knows of the rows where it is, and merge the sums."""
-        shared = [ray.put(argument) for argument in arguments]
-        task = ray.remote(function).options(name=f"kmeans.{function.__name__}", num_returns=2, **self._options)
-        pending = [task.remote(loss, *near, *shared) for (loss, _), near in zip(self._blocks, known, strict=True)]
-        self._near = [(near,) for near, _ in pending]
-        return kmeans.merge(ray.get(sums) for _, sums in pending)
-
-    def farthest(self, centroid_KT: NDArray[np.float64], n: int) -> kmeans.Candidates:
-        """Return the rows farthest from their centroids, for empty clusters."""
-        return kmeans.merge_farthest(self._map(_farthest, centroid_KT, n), n)
-
-    def assign(self, centroid_KT: NDArray[np.float64]) -> nearest.Assignment:
-        """Return labels and distances of all rows."""
-        parts = list(self._map(_assign, centroid_KT))
-        return nearest.Assignment(
-            np.concatenate([part.labels for part in parts]), np.concatenate([part.sq_distance for part in parts])
-        )
-
-
-def _farthest(loss_NT: Any, example_id_N: Any, centroid_KT: Any, n: int) -> kmeans.Candidates:
-    return kmeans.farthest(loss_NT, nearest.assign(loss_NT, centroid_KT), example_id_N, n)
-
-
-def _assign(loss_NT: Any, example_id_N: Any, centroid_KT: Any) -> nearest.Assignment:
-    return nearest.assign(loss_NT, centroid_KT)
-
-
-def _assignments(clustered: Clustered) -> pa.Table:
-    return pa.table(
+def _write(
+    output: StagedOutput,
+    piece: str,
+    clustered: list[Clustered],
+    start_S1: NDArray[np.int64],
+    feature_NT: NDArray[np.float32],
+    example_id_N: NDArray[np.int64],
+    aside: pa.Table,
+) -> Written:
+    check_sign(output)
+    assigned, sums = [], []
+    for stratum, start, stop in zip(clustered, start_S1[:-1], start_S1[1:], strict=True):
+        part_NT, n_clusters = feature_NT[start:stop], len(stratum.centroid_KT)
+        assignment = nearest.assign(part_NT, stratum.centroid_KT) if start < stop else _NOTHING
+        assigned.append(assignment)
+        sums.append(kmeans.partial_sums(part_NT, assignment, n_clusters))
+    stratum_N = np.repeat(np.arange(len(clustered), dtype=np.int32), np.diff(start_S1))
+    table = pa.table(
         {
-            "example_id": clustered.rows.example_id_N,
-            "stratum": pa.repeat(pa.scalar(clustered.stratum, pa.string()), len(clustered.rows.example_id_N)),
-            "cluster_id": clustered.assignment.labels,
-            "distance": clustered.assignment.sq_distance,
+            "example_id": example_id_N,
+            "stratum": labelled(stratum_N, [c.stratum for c in clustered]),
+            "cluster_id": np.concatenate([assignment.labels for assignment in assigned]),
+            "distance": np.concatenate([assignment.sq_distance for assignment in assigned]),
         },
         schema=schemas.ASSIGNMENTS,
     )
+    if len(clustered) > 1:
+        table = table.sort_by("example_id")
+    files = []
+    if len(table):
+        files.append(output.write_parquet(f"assignments-{piece}.parquet", [table], schemas.ASSIGNMENTS))
+    if len(aside):
+        files.append(output.write_parquet(f"set_aside-{piece}.parquet", [aside], schemas.SET_ASIDE))
+    return Written(files, sums)
 
 
-def _centroids(clustered: Clustered, schema: pa.Schema) -> pa.Table:
-    n_clusters, n_checkpoints = clustered.centroid_KT.shape
+_NOTHING = nearest.Assignment(np.empty(0, np.int32), np.empty(0))
+
+
+def _centroids(clustered: Clustered, sums: kmeans.Partial, schema: pa.Schema) -> pa.Table:
+    n_clusters, width = clustered.centroid_KT.shape
     return pa.table(
         {
             "stratum": [clustered.stratum] * n_clusters,
             "cluster_id": np.arange(n_clusters, dtype=np.int32),
-            "size": np.bincount(clustered.assignment.labels, minlength=n_clusters),
-            "centroid": pa.FixedSizeListArray.from_arrays(pa.array(clustered.centroid_KT.ravel()), n_checkpoints),
+            "size": sums.count_K,
+            "centroid": pa.FixedSizeListArray.from_arrays(pa.array(clustered.centroid_KT.ravel()), width),
         },
         schema=schema,
     )

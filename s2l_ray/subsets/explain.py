@@ -92,8 +92,8 @@ def _clusterings(arms: Arms) -> Iterator[tuple[Artifact, Artifact, list[str]]]:
 
 def _clustered(clusters: Artifact, trajectories: Artifact, example_id: int) -> dict[str, Any]:
     told = clustered(example_id, trajectories, clusters)
-    if clusters.files("set_aside.parquet"):
-        aside = clusters.read_examples("set_aside.parquet", [example_id]).to_pylist()
+    if clusters.files("set_aside-"):
+        aside = clusters.read_examples("set_aside-", [example_id]).to_pylist()
         told["guard"] = f"{aside[0]['reason']}, ratio {aside[0]['ratio']:.3f}" if aside else "passed"
     return told
 
@@ -115,7 +115,7 @@ def _why_not(arm: Arm, example_id: int, clusters: Artifact | None, quota: int | 
     if clusters is None:
         return "others rank before it"
     if quota is None:
-        (aside,) = clusters.read_examples("set_aside.parquet", [example_id]).to_pylist()
+        (aside,) = clusters.read_examples("set_aside-", [example_id]).to_pylist()
         return f"set aside by the guard: {aside['reason']}"
     if arm.config.select.method not in _DRAWN_WITHIN_CLUSTERS:
         return f"others rank before it; its cluster gave {quota}"

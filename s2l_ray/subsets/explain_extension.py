@@ -29,7 +29,7 @@ def explain_added(extension: Artifact, asked: str) -> dict[str, Any]:
     fate = fate_of(example_id, extension, assigned)
     if not fate["taken"]:
         tokens = {model: required(found, f"{model}_tokens", extension) for model in ("target", "proxy")}
-        aside = assigned.read_examples("set_aside.parquet", [example_id]).to_pylist()
+        aside = assigned.read_examples("set_aside-", [example_id]).to_pylist()
         fate["why"] = without_tokens(example_id, tokens) or (
             f"set aside: {aside[0]['reason']}"
             if aside

@@ -2,13 +2,16 @@
 
 import importlib.util
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import numpy as np
 
-from s2l_ray.clustering import kmeans, seeding
+from s2l_ray.clustering import kmeans, nearest, seeding
 from s2l_ray.config import PoolResources, ResourcesConfig
 from s2l_ray.stages import runtime
-from s2l_ray.stages.cluster_trajectories import Rows, _Blocks
+from s2l_ray.stages.blocks import each
+from s2l_ray.stages.distributed_kmeans import StratumRows
+from s2l_ray.stages.trajectory_blocks import Block, rows_at_once
 from tests.benchmarks.harness import Benchmark, Ratio, alternate
 
 T, K, ITERATIONS, THREADS, ROUNDS = 12, 100, 20, 2, 3
@@ -26,16 +29,19 @@ def trajectories(n: int) -> np.ndarray:
 
 def measure(n: int) -> Iterator[Ratio]:
     """Time `ITERATIONS` of them and the assignment at the end."""
-    loss_NT, id_N = trajectories(n), np.arange(n)
+    loss_NT = trajectories(n)
     start_KT = seeding.initial_centroids(loss_NT[:65_536], K, 0)
-    rows = Rows(id_N, id_N.astype(np.uint64), np.zeros(n, np.int32), loss_NT)
     runtime.connect(ResourcesConfig())
     try:
-        blocks = _Blocks(rows, PoolResources(actors=(1, THREADS)))
+        blocks, pool = blocks_of(loss_NT), PoolResources(actors=(1, THREADS))
+        rows = StratumRows(blocks, 0, pool)
+
+        def assigned(block_NT: np.ndarray, centroid_KT: np.ndarray) -> float:
+            return float(nearest.assign(block_NT, centroid_KT).sq_distance.sum())
 
         def ours() -> float:
-            result = kmeans.lloyd(blocks.step(), start_KT, ITERATIONS, relocate=blocks.farthest)
-            return float(blocks.assign(result.centroid_KT).sq_distance.sum())
+            centroid_KT = kmeans.lloyd(rows.step(), start_KT, ITERATIONS, relocate=rows.farthest).centroid_KT
+            return sum(each(assigned, ((block.feature, centroid_KT) for block in blocks), pool))
 
         inertia = ours()
         for name, peer in peers(loss_NT, start_KT).items():
@@ -45,6 +51,12 @@ def measure(n: int) -> Iterator[Ratio]:
             yield Ratio(work, f"{name}, {THREADS} threads", seconds, peer_seconds, "s", ROUNDS)
     finally:
         runtime.disconnect()
+
+
+def blocks_of(loss_NT: np.ndarray) -> list[Block]:
+    """Put rows into Ray's object store as the stage does."""
+    edges = [*range(0, len(loss_NT), rows_at_once(len(loss_NT))), len(loss_NT)]
+    return [Block.put(loss_NT[start:stop], np.arange(start, stop)) for start, stop in pairwise(edges)]
 
 
 def peers(loss_NT: np.ndarray, start_KT: np.ndarray) -> dict[str, Callable[[], float]]:

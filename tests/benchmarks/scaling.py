@@ -21,12 +21,12 @@ from s2l_ray.config import PoolResources, ResourcesConfig, ScoreConfig
 from s2l_ray.log import display
 from s2l_ray.losses import mean_losses, response_loss_module
 from s2l_ray.stages import runtime, score_examples
-from s2l_ray.stages.cluster_trajectories import Rows, _Blocks
+from s2l_ray.stages.distributed_kmeans import StratumRows
 from s2l_ray.storage import Storage
 from s2l_ray.token_rows import TokenRows
 from s2l_ray.tokens import TokenizedExample, tokens_table
 from tests.benchmarks.harness import Benchmark, Ratio
-from tests.benchmarks.kmeans import K, trajectories
+from tests.benchmarks.kmeans import K, blocks_of, trajectories
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 256,
@@ -59,23 +59,22 @@ def measure_scoring() -> Iterator[Ratio]:
 
 def measure_kmeans() -> Iterator[Ratio]:
     """Time the iterations with one worker and with two; both are warm."""
-    loss_NT, id_N = trajectories(ROWS), np.arange(ROWS)
+    loss_NT = trajectories(ROWS)
     start_KT = seeding.initial_centroids(loss_NT[:65_536], K, 0)
-    rows = Rows(id_N, id_N.astype(np.uint64), np.zeros(ROWS, np.int32), loss_NT)
     runtime.connect(ResourcesConfig())
     try:
-        seconds = {}
+        seconds, blocks = {}, blocks_of(loss_NT)
         for workers in (1, 2):
-            blocks = _Blocks(rows, PoolResources(actors=(workers, workers), cpus=2 / workers))
-            seconds[workers] = min(_timed(lambda b=blocks: _iterate(b, start_KT)) for _ in range(ROUNDS))
+            rows = StratumRows(blocks, 0, PoolResources(actors=(workers, workers), cpus=2 / workers))
+            seconds[workers] = min(_timed(lambda r=rows: _iterate(r, start_KT)) for _ in range(ROUNDS))
     finally:
         runtime.disconnect()
     work = f"k-means on {ROWS:,} rows, two workers over one"
     yield Ratio(work, "two bare processes over one", seconds[1] / seconds[2], _bare(_cluster_bare), "times as fast")
 
 
-def _iterate(blocks: _Blocks, start_KT: np.ndarray) -> None:
-    kmeans.lloyd(blocks.step(), start_KT, ITERATIONS, relocate=blocks.farthest)
+def _iterate(rows: StratumRows, start_KT: np.ndarray) -> None:
+    kmeans.lloyd(rows.step(), start_KT, ITERATIONS, relocate=rows.farthest)
 
 
 def _timed(work: Callable[[], object]) -> float:

@@ -13,6 +13,8 @@ from ray.cluster_utils import Cluster
 
 from s2l_ray.config import ClusterConfig, ResourcesConfig
 from s2l_ray.stages import cluster_trajectories as stage
+from s2l_ray.stages import trajectory_blocks
+from s2l_ray.stages.distributed_kmeans import StratumRows
 from tests.conftest import command, run_s2l, write_config
 from tests.faults.test_kills import at_work_on, manifests, wait_for
 from tests.nodes import Nodes
@@ -78,16 +80,16 @@ def cluster() -> Iterator[Cluster]:
 def test_a_node_that_dies_during_k_means_changes_nothing(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "BLOCK_ROWS", 300)
+    monkeypatch.setattr(trajectory_blocks, "BLOCK_ROWS", 300)
     bench, config = Bench(tmp_path / "storage"), ClusterConfig(n_clusters=20, max_iter=40)
     inputs = made_inputs(bench)
     three = ResourcesConfig.model_validate({"cluster_trajectories": {"actors": [1, 3]}})
     alone = checksums(bench.run(stage.cluster_trajectories, inputs, config))
     nodes = [cluster.add_node(num_cpus=1, object_store_memory=200 * 2**20) for _ in range(2)]
     iterations, killed = 0, threading.Event()
-    look = stage._Blocks._look
+    look = StratumRows._look
 
-    def counted(self: stage._Blocks, *arguments: object) -> object:
+    def counted(self: StratumRows, *arguments: object) -> object:
         nonlocal iterations
         iterations += 1
         if iterations == 2:
@@ -95,7 +97,7 @@ def test_a_node_that_dies_during_k_means_changes_nothing(
             killed.set()
         return look(self, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(stage._Blocks, "_look", counted)
+    monkeypatch.setattr(StratumRows, "_look", counted)
     assert checksums(bench.run(stage.cluster_trajectories, inputs, config, three)) == alone
     assert killed.is_set()
     assert iterations > 2

@@ -1,4 +1,4 @@
-"""Clustering under Ray: equal to scikit-learn, and the same bits for any number of workers and blocks."""
+"""Clustering under Ray: equal to scikit-learn, and the same bits for any number of workers, blocks and units."""
 
 import hashlib
 
@@ -11,8 +11,12 @@ from s2l_ray import schemas
 from s2l_ray.artifacts import Artifact, StageResult
 from s2l_ray.attempts import StagedOutput
 from s2l_ray.clustering import seeding
+from s2l_ray.clustering.guard import DUPLICATE, NOT_LEARNED, set_aside
 from s2l_ray.config import ClusterConfig, ResourcesConfig
+from s2l_ray.draws import Draws, occurrences
+from s2l_ray.errors import DataError
 from s2l_ray.stages import cluster_trajectories as stage
+from s2l_ray.stages import contents, trajectory_blocks
 from tests.stages.conftest import Bench
 
 N, T, K = 3000, 6, 20
@@ -23,9 +27,8 @@ def inputs(bench: Bench) -> stage.Inputs:
     return made_inputs(bench)
 
 
-def made_inputs(
-    bench: Bench, loss_NT: np.ndarray | None = None, sources: list[str | None] | None = None
-) -> stage.Inputs:
+def made_inputs(bench: Bench, loss_NT: np.ndarray | None = None, copy_of: int | None = None) -> stage.Inputs:
+    """Write trajectories and their examples; of those the last 100 have the content of one row, `copy_of`."""
     if loss_NT is None:
         generator = np.random.default_rng(5)
         centres = generator.gamma(1.5, 1.5, (2 * K, T))
@@ -33,16 +36,18 @@ def made_inputs(
     loss_NT = (np.round(loss_NT * 2**20) / 2**20).astype(np.float32)
     n = len(loss_NT)
     ids = np.arange(n, dtype=np.int64)
-    sources = ["a" if i % 3 else "b" for i in range(n)]
+    sources = [None if i % 100 == 0 else "a" if i % 3 else "b" for i in range(n)]
+    contents = [i if copy_of is None or i < n - 100 else copy_of for i in range(n)]
 
     def examples(output: StagedOutput) -> StageResult:
-        hashes = [int.from_bytes(hashlib.sha256(str(i).encode()).digest()[:7], "big") for i in range(n)]
+        hashes = [int.from_bytes(hashlib.sha256(str(i).encode()).digest()[:7], "big") for i in contents]
         rows = [
             {"example_id": i, "input_file": "f", "input_row": i, "content_hash": h, "source": s, "turns": []}
             for i, h, s in zip(ids.tolist(), hashes, sources, strict=True)
         ]
         table = pa.Table.from_pylist(rows, schema=schemas.EXAMPLES)
-        return StageResult([output.write_parquet("examples-0.parquet", [table], schemas.EXAMPLES)], {})
+        parts = [("examples-0.parquet", table[: n // 2]), ("examples-1.parquet", table[n // 2 :])]
+        return StageResult([output.write_parquet(name, [part], schemas.EXAMPLES) for name, part in parts], {})
 
     def trajectories(output: StagedOutput) -> StageResult:
         schema = schemas.trajectories(T)
@@ -64,6 +69,12 @@ def checksums(artifact: Artifact) -> list[str]:
     return [file.sha256 for file in artifact.manifest.files]
 
 
+def tables(artifact: Artifact) -> list[pa.Table]:
+    """Return what an artifact holds, however it is cut into files."""
+    prefixes = [p for p in ("assignments-", "centroids", "iterations", "set_aside-") if artifact.files(p)]
+    return [artifact.read_table(prefix) for prefix in prefixes]
+
+
 def pool(workers: int) -> ResourcesConfig:
     return ResourcesConfig.model_validate({"cluster_trajectories": {"actors": [1, workers], "cpus": 1}})
 
@@ -72,19 +83,71 @@ def test_bits_do_not_depend_on_workers_or_blocks(
     bench: Bench, inputs: stage.Inputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = ClusterConfig(n_clusters=K)
-    reference = checksums(bench.run(stage.cluster_trajectories, inputs, config, pool(1)))
-    for workers, block_rows in ((1, 100), (2, 700), (4, 1000), (4, 10_000)):
-        monkeypatch.setattr(stage, "BLOCK_ROWS", block_rows)
-        assert checksums(bench.run(stage.cluster_trajectories, inputs, config, pool(workers))) == reference
+    reference = bench.run(stage.cluster_trajectories, inputs, config, pool(1))
+    for workers in (2, 4):
+        found = bench.run(stage.cluster_trajectories, inputs, config, pool(workers))
+        assert checksums(found) == checksums(reference)
+    for block_rows in (100, 700, 1000):
+        monkeypatch.setattr(trajectory_blocks, "BLOCK_ROWS", block_rows)
+        found = bench.run(stage.cluster_trajectories, inputs, config, pool(2))
+        assert len(found.files("assignments-")) == -(-N // block_rows)
+        assert tables(found) == tables(reference)
+        assert found.summary == reference.summary
+
+
+def test_strata_and_the_guard_give_the_same_bits_for_any_blocks_and_parts(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = made_inputs(bench, copy_of=7)
+    config = ClusterConfig(n_clusters=12, n_clusters_per="pool", stratify_by="source", guard=1.0, init_rows=200)
+    reference = bench.run(stage.cluster_trajectories, inputs, config)
+    assert reference.summary["strata"] == 3
+    assert reference.summary["rows_duplicate"] == 100
+    for block_rows, part_rows in ((100, 10), (700, 1000), (1000, 400)):
+        monkeypatch.setattr(trajectory_blocks, "BLOCK_ROWS", block_rows)
+        monkeypatch.setattr(contents, "PART_ROWS", part_rows)
+        found = bench.run(stage.cluster_trajectories, inputs, config)
+        assert tables(found) == tables(reference)
+        assert found.summary == reference.summary
+
+
+def test_the_guard_finds_over_all_blocks_what_it_finds_in_one_table(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = made_inputs(bench, copy_of=7)
+    monkeypatch.setattr(trajectory_blocks, "BLOCK_ROWS", 300)
+    found = bench.run(stage.cluster_trajectories, inputs, ClusterConfig(n_clusters=K, guard=1.0))
+    table, examples = inputs.trajectories.read_table("trajectories-"), inputs.examples.read_table("examples-")
+    id_N, loss_NT = table.column("example_id").to_numpy(), schemas.matrix(table, "loss")
+    occurrence_N = occurrences(examples.column("content_hash").to_numpy(), id_N)
+    mean_initial = float(table.column("loss_initial").to_numpy()[occurrence_N == 0].mean(dtype=np.float64))
+    expected = set_aside(loss_NT, occurrence_N, mean_initial, 1.0)
+    aside = found.read_table("set_aside-")
+    assert aside.column("example_id").to_pylist() == id_N[~expected.kept_N].tolist()
+    assert aside.column("reason").to_pylist() == expected.reason_N[~expected.kept_N].tolist()
+    assert set(aside.column("reason").to_pylist()) == {DUPLICATE, NOT_LEARNED}
+    assert found.read_table("assignments-").column("example_id").to_pylist() == id_N[expected.kept_N].tolist()
+    assert found.summary["not_learned_share"] == expected.not_learned_share
+
+
+def test_a_loss_that_is_no_number_is_refused_by_the_ids_of_its_rows(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trajectory_blocks, "BLOCK_ROWS", 300)
+    loss_NT = np.random.default_rng(1).gamma(2, 1, (N, T))
+    loss_NT[1234, 3] = np.nan
+    with pytest.raises(DataError, match=r"NaN or infinite loss \(example_id 1234; checkpoint index 3\)") as caught:
+        bench.run(stage.cluster_trajectories, made_inputs(bench, loss_NT), ClusterConfig(n_clusters=K))
+    assert caught.value.example_ids == (1234,)
 
 
 def test_labels_and_inertia_equal_scikit_learn_from_the_same_start(bench: Bench, inputs: stage.Inputs) -> None:
     found = bench.run(stage.cluster_trajectories, inputs, ClusterConfig(n_clusters=K, max_iter=20))
     table = inputs.trajectories.read_table("trajectories-").sort_by("example_id")
     loss_NT = np.stack(table.column("loss").to_numpy()).astype(np.float64)
-    _, rows, _ = stage._read(inputs, ClusterConfig(n_clusters=K), 0)
-    order = np.lexsort((rows.example_id_N, rows.draw_N))
-    start_KT = seeding.initial_centroids(rows.feature_NT[order], K, 0)
+    draws = Draws.of(inputs.examples.read_table("examples-", list(Draws.COLUMNS)), 0)
+    order = np.lexsort((draws.example_id_N, draws.draw_N))
+    start_KT = seeding.initial_centroids(loss_NT[order], K, 0)
     peer = KMeans(K, init=start_KT, n_init=1, max_iter=20, tol=0, algorithm="lloyd").fit(loss_NT)
     labels = found.read_table("assignments-").sort_by("example_id").column("cluster_id").to_numpy()
     assert np.array_equal(labels, peer.labels_)
@@ -94,9 +157,9 @@ def test_labels_and_inertia_equal_scikit_learn_from_the_same_start(bench: Bench,
 def test_stratified_by_source_clusters_each_source_alone(bench: Bench, inputs: stage.Inputs) -> None:
     found = bench.run(stage.cluster_trajectories, inputs, ClusterConfig(n_clusters=K, stratify_by="source"))
     assignments = found.read_table("assignments-").to_pandas()
-    sources = inputs.examples.read_table("examples-").to_pandas().set_index("example_id")["source"]
+    sources = inputs.examples.read_table("examples-").to_pandas().set_index("example_id")["source"].fillna("")
     assert (assignments["stratum"].to_numpy() == sources.loc[assignments["example_id"]].to_numpy()).all()
-    assert found.summary["n_clusters"] == 2 * K
+    assert found.summary["n_clusters"] == 3 * K
 
 
 @pytest.mark.parametrize(("n_rows", "n_clusters"), [(1, 1), (7, 7), (50, 1)])

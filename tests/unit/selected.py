@@ -157,13 +157,15 @@ def _clusters(inputs: Mapping[str, Artifact], node: Node, output: StagedOutput) 
     hash_N = examples.column("content_hash").to_numpy()
     kept_N, records = np.ones(len(id_N), bool), []
     if node.config.guard is not None:
-        found = set_aside(
-            table.column("loss_initial").to_numpy(), loss_NT, occurrences(hash_N, id_N), node.config.guard
-        )
+        occurrence_N = occurrences(hash_N, id_N)
+        mean_initial = float(table.column("loss_initial").to_numpy()[occurrence_N == 0].mean(dtype=np.float64))
+        found = set_aside(loss_NT, occurrence_N, mean_initial, node.config.guard)
         kept_N, aside = found.kept_N, np.flatnonzero(~found.kept_N)
         columns = [id_N[aside], found.reason_N[aside], found.ratio_N[aside], loss_NT[aside, 0], loss_NT[aside, -1]]
         records.append(
-            output.write_parquet("set_aside.parquet", [pa.table(columns, schema=schemas.SET_ASIDE)], schemas.SET_ASIDE)
+            output.write_parquet(
+                "set_aside-00000.parquet", [pa.table(columns, schema=schemas.SET_ASIDE)], schemas.SET_ASIDE
+            )
         )
     by_source = node.config.stratify_by == "source"
     stratum_N = np.array([s or "" if by_source else "" for s in examples.column("source").to_pylist()], object)[kept_N]

@@ -80,7 +80,7 @@ def test_row_that_is_not_taken_stands_behind_its_clusters_quota_in_the_draw(arms
 
 
 def test_row_that_the_guard_set_aside_says_so_and_why(arms):
-    aside = arms["guarded"].need("clusters").read_table("set_aside.parquet").to_pylist()
+    aside = arms["guarded"].need("clusters").read_table("set_aside-").to_pylist()
     assert aside
     for row in aside:
         told = explain_example(arms, str(row["example_id"]))
