@@ -31,8 +31,7 @@ def each(
     Raises:
         S2LError: what the function raised.
     """
-    options = {"name": function.__name__.strip("_"), "num_returns": returns, **remote_options(pool)}
-    task = ray.remote(function).options(**options)
+    task = as_task(function, pool, returns=returns)
     waiting, at_once = deque[Any](), 2 * pool.actors[1]
     for each_arguments in arguments:
         if len(waiting) == at_once:
@@ -42,22 +41,19 @@ def each(
         yield _fetched(waiting.popleft())
 
 
+def as_task(function: Callable[..., Any], pool: PoolResources, *, returns: int = 1) -> Any:
+    """Return a function as a task of Ray's that asks for what the pool says."""
+    options = {"name": function.__name__.strip("_"), "num_returns": returns, **remote_options(pool)}
+    # Not within the placement group of a Tune trial, which holds nothing.
+    return ray.remote(function).options(**options, scheduling_strategy="DEFAULT")
+
+
 def _fetched(references: Any) -> Any:
-    if not isinstance(references, list):
-        return value_of(references)
-    return (value_of(references[0]), *references[1:])
-
-
-def value_of(reference: Any) -> Any:
-    """Return what a task returned, or raise what it raised without the traceback of other people's code.
-
-    Raises:
-        S2LError: the task did.
-    """
     try:
-        return ray.get(reference)
+        if not isinstance(references, list):
+            return ray.get(references)
+        return (ray.get(references[0]), *references[1:])
     except ray.exceptions.RayTaskError as error:
-        cause = error.cause
-        if isinstance(cause, S2LError):
-            raise cause from None
+        if isinstance(error.cause, S2LError):
+            raise error.cause from None  # without the traceback of other people's code
         raise

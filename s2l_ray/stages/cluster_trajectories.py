@@ -20,11 +20,12 @@ from s2l_ray.attempts import StagedOutput
 from s2l_ray.clustering import kmeans, nearest, seeding
 from s2l_ray.clustering.partition import share_clusters
 from s2l_ray.config import ClusterConfig, PoolResources, ResourcesConfig
+from s2l_ray.id_index import IdIndex
 from s2l_ray.labels import labelled
 from s2l_ray.log import Task, display
 from s2l_ray.stages import metrics
 from s2l_ray.stages.blocks import each
-from s2l_ray.stages.contents import find_contents
+from s2l_ray.stages.contents import Contents, find_copies
 from s2l_ray.stages.distributed_kmeans import StratumRows
 from s2l_ray.stages.shared_storage import check_sign, leave_sign
 from s2l_ray.stages.trajectory_blocks import Block, Inputs, Reader, not_learned_share
@@ -68,7 +69,8 @@ def cluster_trajectories(
     """
     pool = resources.cluster_trajectories
     leave_sign(output)
-    reader = Reader(inputs, config, find_contents(inputs.examples, pool, seed=seed), output)
+    contents = Contents(IdIndex.of(inputs.examples, "examples-"), find_copies(inputs.examples, pool), seed)
+    reader = Reader(inputs, config, contents, output)
     overview = reader.overview(pool)
     blocks = reader.blocks(overview, pool)
     clustered = _cluster_all(blocks, overview.strata, _Settings(config, pool, seed))

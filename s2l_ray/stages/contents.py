@@ -16,30 +16,19 @@ from s2l_ray.artifacts import Artifact, FileRecord
 from s2l_ray.config import PoolResources
 from s2l_ray.draws import Copies, draw_hash
 from s2l_ray.errors import ArtifactError
-from s2l_ray.schemas import is_ascending
+from s2l_ray.id_index import IdIndex
 from s2l_ray.stages.blocks import each
 
 PART_ROWS = 1_000_000
-"""Rows whose hashes a task has in memory, about [rows]; a part of a block is then too large for Ray to keep it with
+"""Rows whose hashes a task has in memory, about [rows]; what a task cuts off is then too large for Ray to keep it with
 the driver, which it does with small objects."""
-COLUMNS = ["example_id", "content_hash"]
 
 
 @dataclass(frozen=True)
 class Contents:
-    """Where the examples' hashes stand, and which rows are copies. Small, and cheap to pickle.
+    """Where the examples' hashes stand, and which rows are copies. Small, and cheap to pickle."""
 
-    Attributes:
-        examples: the artifact.
-        first_F: int64 [F], the lowest id of each of its files.
-        last_F: the highest.
-        copies: of all rows.
-        seed: of the draws.
-    """
-
-    examples: Artifact
-    first_F: NDArray[np.int64]
-    last_F: NDArray[np.int64]
+    index: IdIndex
     copies: Copies
     seed: int
 
@@ -47,75 +36,52 @@ class Contents:
         """Return the draw of each of some rows, and its number among the rows of its content.
 
         Args:
-            example_id_M: ascending. Of the files, only those that hold ids between the first and the last are read.
+            example_id_M: ascending.
 
         Raises:
             ArtifactError: an id is not there.
         """
-        if not len(example_id_M):
-            return np.empty(0, np.uint64), np.empty(0, np.int64)
-        overlap_F = (self.first_F <= example_id_M[-1]) & (self.last_F >= example_id_M[0])
-        files = [record for record, take in zip(_files(self.examples), overlap_F, strict=True) if take]
-        table = _hashes(self.examples, files)
-        id_N, hash_N = table.column("example_id").to_numpy(), table.column("content_hash").to_numpy()
-        place_M = np.minimum(np.searchsorted(id_N, example_id_M), max(0, len(id_N) - 1))
-        if not len(id_N) or (id_N[place_M] != example_id_M).any():
+        place_M, table = self.index.read(example_id_M, ["content_hash"])
+        if len(place_M) < len(example_id_M):
             raise ArtifactError(
-                f"{self.examples.uri} lacks examples that have a trajectory; the two are not of one pool. Run `s2l gc`."
+                f"{self.index.artifact.uri} lacks examples that have a trajectory; the two are not of one pool. "
+                "Run `s2l gc`, and the same command again."
             )
         occurrence_M = self.copies.occurrence_of(example_id_M)
-        return draw_hash(hash_N[place_M], occurrence_M, self.seed), occurrence_M
+        return draw_hash(table.column("content_hash").to_numpy(), occurrence_M, self.seed), occurrence_M
 
 
-def find_contents(examples: Artifact, pool: PoolResources, *, seed: int) -> Contents:
+def find_copies(examples: Artifact, pool: PoolResources) -> Copies:
     """Look through all examples, in tasks."""
     n_parts = max(1, -(-examples.rows("examples-") // PART_ROWS))
-    spans: list[NDArray[np.int64]] = []
     parts: list[list[Any]] = [[] for _ in range(n_parts)]
     blocks = ((examples, files, n_parts) for files in _groups(examples))
-    for span_F2, *cut in each(_cut_by_content, blocks, pool, returns=1 + n_parts):
-        spans.append(span_F2)
+    for _, *cut in each(_cut_by_content, blocks, pool, returns=1 + n_parts):
         for part, reference in zip(parts, cut, strict=True):
             part.append(reference)
-    copies = Copies.joined(list(each(_copies, (tuple(part) for part in parts), pool)))
-    first_F, last_F = np.concatenate(spans).T
-    return Contents(examples, first_F, last_F, copies, seed)
-
-
-def _files(examples: Artifact) -> list[FileRecord]:
-    """Return the files that hold rows."""
-    return [record for record in examples.files("examples-") if record.rows]
+    return Copies.joined(list(each(_copies, (tuple(part) for part in parts), pool)))
 
 
 def _groups(examples: Artifact) -> Iterator[list[FileRecord]]:
     group: list[FileRecord] = []
-    for record in _files(examples):
-        if group and sum(each_file.rows or 0 for each_file in group) + (record.rows or 0) > PART_ROWS:
+    for record in examples.files("examples-"):
+        if group and sum(file.rows or 0 for file in group) + (record.rows or 0) > PART_ROWS:
             yield group
             group = []
         group.append(record)
     yield group
 
 
-def _hashes(examples: Artifact, files: list[FileRecord]) -> pa.Table:
-    if not files:
-        return pa.table({name: pa.array([], pa.int64()) for name in COLUMNS})
-    table = pa.concat_tables([examples.read_rows(record, columns=COLUMNS) for record in files])
-    return table if is_ascending(table.column("example_id").to_numpy()) else table.sort_by("example_id")
-
-
 def _cut_by_content(examples: Artifact, files: list[FileRecord], n_parts: int) -> tuple[Any, ...]:
-    """Return the lowest and highest id of each file, int64 [F, 2], and the rows (hash, id) of each part."""
-    tables = [examples.read_rows(record, columns=COLUMNS) for record in files]
-    ids = [table.column("example_id").to_numpy() for table in tables]
-    span_F2 = np.array([(id_N.min(), id_N.max()) for id_N in ids], np.int64).reshape(-1, 2)
-    row_N2 = np.stack([np.concatenate(ids), pa.concat_tables(tables).column("content_hash").to_numpy()], axis=1)
+    """Return how many rows there are, and the (hash, id) of those of each part."""
+    table = pa.concat_tables([examples.read_rows(file, columns=["content_hash", "example_id"]) for file in files])
+    row_N2 = np.stack([column.to_numpy() for column in table.columns], axis=1)
     if n_parts == 1:
-        return span_F2, row_N2
-    part_N = row_N2[:, 1] % n_parts
-    return span_F2, *(row_N2[part_N == part] for part in range(n_parts))
+        return len(table), row_N2
+    part_N = row_N2[:, 0] % n_parts
+    return len(table), *(row_N2[part_N == part] for part in range(n_parts))
 
 
 def _copies(*cut: NDArray[np.int64]) -> Copies:
     row_N2 = np.concatenate(cut)
-    return Copies.among(row_N2[:, 1], row_N2[:, 0])
+    return Copies.among(row_N2[:, 0], row_N2[:, 1])

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from s2l_ray.clustering import bounds, kmeans, nearest
 from s2l_ray.config import PoolResources
-from s2l_ray.stages.blocks import each
-from s2l_ray.stages.capacity import remote_options
+from s2l_ray.stages.blocks import as_task, each
 from s2l_ray.stages.trajectory_blocks import Block, rows_at_once
 
 Places = tuple[tuple[int, int], ...]
@@ -61,7 +60,7 @@ class StratumRows:
 
     def __init__(self, blocks: Sequence[Block], stratum: int, pool: PoolResources) -> None:
         """Take the rows that some blocks hold of a stratum, by its number."""
-        self._pool, self._options = pool, remote_options(pool)
+        self._pool = pool
         self._units = _units(blocks, stratum)
         self._near: list[Any] = []
         self.rows = sum(stop - start for unit in self._units for start, stop in unit.places)
@@ -91,8 +90,7 @@ class StratumRows:
     def _look(self, function: Callable[..., Any], known: Sequence[tuple[Any, ...]], *arguments: Any) -> kmeans.Partial:
         """Run a pass on every unit, keep what it now knows of the rows where it is, and merge the sums."""
         shared = [ray.put(argument) for argument in arguments]
-        options = {"name": f"kmeans.{function.__name__.strip('_')}", "num_returns": 2, **self._options}
-        task = ray.remote(function).options(**options)
+        task = as_task(function, self._pool, returns=2)
         pending = [
             task.remote(unit.places, *shared, *near, *unit.columns("feature"))
             for unit, near in zip(self._units, known, strict=True)
