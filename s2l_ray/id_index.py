@@ -3,6 +3,7 @@
 Shape suffixes: F files, M rows asked for.
 """
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -12,7 +13,6 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from s2l_ray.artifacts import Artifact, FileRecord
-from s2l_ray.schemas import is_ascending
 
 ID = "example_id"
 FOOTERS_AT_ONCE = 16
@@ -44,35 +44,27 @@ class IdIndex:
         span_F2 = np.array(spans, np.int64).reshape(-1, 2)
         return cls(artifact, files, span_F2[:, 0], span_F2[:, 1])
 
-    def read(self, example_id_M: NDArray[np.int64], columns: list[str]) -> tuple[NDArray[np.int64], pa.Table]:
-        """Read the rows of some ids; those that are not there are left out.
+    def parts(
+        self, example_id_M: NDArray[np.int64], columns: list[str]
+    ) -> Iterator[tuple[NDArray[np.int64], pa.Table]]:
+        """Read the rows of some ids, a file at a time; ids that are not there are left out.
 
         Args:
             example_id_M: ascending. Files are read whole where they hold ids between the first and the last.
             columns: beside the id.
 
-        Returns:
-            The places of the rows in `example_id_M`, ascending, and the columns in that order.
+        Yields:
+            The places of a file's rows in `example_id_M`, and their columns.
         """
-        overlap_F = np.zeros(len(self.files), bool)
-        if len(example_id_M):
-            overlap_F = (self.first_F <= example_id_M[-1]) & (self.last_F >= example_id_M[0])
-        files = [self.files[f] for f in np.flatnonzero(overlap_F)]
-        if not files:
-            return np.empty(0, np.int64), self._nothing(columns)
-        table = pa.concat_tables([self.artifact.read_rows(record, columns=[ID, *columns]) for record in files])
-        if not is_ascending(table.column(ID).to_numpy()):
-            table = table.sort_by(ID)
-        id_N = table.column(ID).to_numpy()
-        place_N = np.minimum(np.searchsorted(example_id_M, id_N), len(example_id_M) - 1)
-        wanted_N = example_id_M[place_N] == id_N
-        kept = table if wanted_N.all() else table.filter(pa.array(wanted_N))
-        return place_N[wanted_N], kept.select(columns)
-
-    def _nothing(self, columns: list[str]) -> pa.Table:
-        if not self.files:
-            return pa.table({name: pa.array([], pa.int64()) for name in columns})
-        return self.artifact.read_rows(self.files[0], 0, 1, columns).slice(1)
+        if not len(example_id_M):
+            return
+        for f in np.flatnonzero((self.first_F <= example_id_M[-1]) & (self.last_F >= example_id_M[0])):
+            table = self.artifact.read_rows(self.files[f], columns=[ID, *columns])
+            id_N = table.column(ID).to_numpy()
+            place_N = np.minimum(np.searchsorted(example_id_M, id_N), len(example_id_M) - 1)
+            wanted_N = example_id_M[place_N] == id_N
+            wanted = table if wanted_N.all() else table.filter(pa.array(wanted_N))
+            yield place_N[wanted_N], wanted.select(columns)
 
 
 def _span(artifact: Artifact, record: FileRecord) -> tuple[int, int]:

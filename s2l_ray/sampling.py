@@ -73,18 +73,19 @@ def random_rank(draw_N: IntArray, tie_N: IntArray) -> Rank:
     return rank_by(draw_N, tie_N)
 
 
-def random_per_source_rank(source_N: Labels, draw_N: IntArray, tie_N: IntArray) -> Rank:
+def random_per_source_rank(source_N: Labels, draw_N: IntArray, tie_N: IntArray, beside: "Beside | None" = None) -> Rank:
     """Rank so that every prefix takes equally from the sources that still have rows, at random inside each.
 
     Args:
         source_N: source of each row, strings or integers.
         draw_N: from `draw_hash`.
         tie_N: unique integers.
+        beside: where a source has more rows than these.
 
     Returns:
         rank int64 [N].
     """
-    return balanced_rank(source_N, draw_N, tie_N)
+    return balanced_rank(source_N, draw_N, tie_N, beside=beside)
 
 
 def score_rank(score_N: npt.NDArray[Any], draw_N: IntArray, tie_N: IntArray) -> Rank:
@@ -174,20 +175,25 @@ def cluster_keys(stratum_N: Labels, cluster_id_N: IntArray) -> npt.NDArray[np.in
 
 
 @dataclass(frozen=True)
-class Earlier:
-    """What an earlier selection left behind in the cluster of each row.
+class Beside:
+    """What the cluster of each row has beside the rows that are ranked.
 
     Attributes:
-        size_N: int64 [N], rows that the cluster had.
-        taken_N: int64 [N], how many of them were taken.
+        size_N: int64 [N], its other rows: those that were there before, and those that come too late in the order of
+            the draw to matter.
+        taken_N: int64 [N], how many of those that were there before were taken.
     """
 
     size_N: npt.NDArray[np.int64]
     taken_N: npt.NDArray[np.int64]
 
+    def take(self, index: IntArray) -> "Beside":
+        """Return it for other rows, by index."""
+        return Beside(self.size_N[index], self.taken_N[index])
+
 
 def balanced_rank(
-    cluster_N: Labels, draw_N: IntArray, tie_N: IntArray, exponent: float = 0.0, earlier: Earlier | None = None
+    cluster_N: Labels, draw_N: IntArray, tie_N: IntArray, exponent: float = 0.0, beside: Beside | None = None
 ) -> Rank:
     """Rank rows so that every prefix is shared over the clusters as evenly as their sizes allow.
 
@@ -202,8 +208,8 @@ def balanced_rank(
         draw_N: from `draw_hash`.
         tie_N: unique integers.
         exponent: 0 to 1.
-        earlier: where the rows join clusters of which some rows were taken before: those count as the first of
-            their cluster, so that the quotas are topped up.
+        beside: where a cluster has more rows than these. Those taken before count as its first, so that the quotas
+            are topped up.
 
     Returns:
         rank int64 [N].
@@ -223,13 +229,54 @@ def balanced_rank(
     _, cluster_code_N, size_K = np.unique(cluster_N, return_inverse=True, return_counts=True)
     position_N = position_in_group(cluster_code_N, (draw_N, tie_N))
     size_N = size_K[cluster_code_N]
-    if earlier is not None:
-        size_N, position_N = size_N + earlier.size_N, position_N + earlier.taken_N
+    if beside is not None:
+        size_N, position_N = size_N + beside.size_N, position_N + beside.taken_N
     key_N = _level(position_N, size_N, exponent)
     return rank_by(key_N, -size_N, -cluster_code_N, position_N)
 
 
-def official_rank(source_N: Labels, cluster_N: IntArray, draw_N: IntArray, tie_N: IntArray) -> Rank:
+def most_taken(
+    size_K: IntArray, n_rows: int, exponent: float = 0.0, beside_K: Beside | None = None
+) -> npt.NDArray[np.int64]:
+    """Bound what the first rows of `balanced_rank` can take of each cluster, from the sizes alone.
+
+    So a selection of few rows looks at few: of each cluster, those of lowest draw.
+
+    Args:
+        size_K: rows of each cluster that are ranked.
+        n_rows: length of the prefix.
+        exponent: as `balanced_rank`.
+        beside_K: for each cluster.
+
+    Returns:
+        int64 [K]: what the prefix takes of each cluster, and one or two rows more.
+    """
+    size_K = size_K.astype(np.int64)
+    full_K, taken_K = (size_K, 0) if beside_K is None else (size_K + beside_K.size_N, beside_K.taken_N)
+    weight_K = np.maximum(full_K, 1).astype(np.float64) ** exponent
+
+    def up_to(key: float) -> npt.NDArray[np.int64]:
+        # One more, since a key that rounding, or a tie, puts just above counts as well.
+        bound_K: npt.NDArray[np.int64] = np.clip(np.floor(key * weight_K).astype(np.int64) + 1 - taken_K, 0, size_K)
+        return bound_K
+
+    low, high = 0.0, float(np.max((size_K + taken_K) / weight_K, initial=0.0))
+    for _ in range(64):
+        middle = (low + high) / 2
+        # Without the one more that `up_to` has for each, the prefix must be full.
+        enough = int(np.clip(np.floor(middle * weight_K).astype(np.int64) - taken_K, 0, size_K).sum()) >= n_rows
+        low, high = (low, middle) if enough else (middle, high)
+    return up_to(high)
+
+
+def official_rank(
+    source_N: Labels,
+    cluster_N: IntArray,
+    draw_N: IntArray,
+    tie_N: IntArray,
+    beside_N: IntArray | int = 0,
+    source_beside_N: IntArray | int = 0,
+) -> Rank:
     """Rank rows by the rule of the authors' code.
 
     The budget is shared over the sources by Algorithm 1, smallest source first. Inside a source it is shared
@@ -243,6 +290,9 @@ def official_rank(source_N: Labels, cluster_N: IntArray, draw_N: IntArray, tie_N
         cluster_N: cluster of each row inside its source.
         draw_N: from `draw_hash`.
         tie_N: unique integers.
+        beside_N: rows that the cluster of each row has beside these, later in the order of the draw; see
+            `most_taken_officially`.
+        source_beside_N: rows that its source has beside these.
 
     Returns:
         rank int64 [N].
@@ -252,7 +302,7 @@ def official_rank(source_N: Labels, cluster_N: IntArray, draw_N: IntArray, tie_N
     """
     _, source_code_N = np.unique(source_N, return_inverse=True)
     cluster_code_N = cluster_keys(source_code_N, cluster_N)
-    size_N = np.bincount(cluster_code_N)[cluster_code_N]
+    size_N = np.bincount(cluster_code_N)[cluster_code_N] + beside_N
     position_N = position_in_group(cluster_code_N, (draw_N, tie_N))
     aside_N = size_N <= OFFICIAL_SET_ASIDE_SIZE
 
@@ -262,7 +312,32 @@ def official_rank(source_N: Labels, cluster_N: IntArray, draw_N: IntArray, tie_N
     inner_N = rank_by(
         aside_N, among_large(position_N), among_large(-size_N), among_large(-cluster_code_N), draw_N, tie_N
     )
-    return balanced_rank(source_code_N, inner_N, inner_N)
+    rest_N = np.broadcast_to(np.asarray(source_beside_N, np.int64), inner_N.shape)
+    return balanced_rank(source_code_N, inner_N, inner_N, beside=Beside(rest_N, np.zeros_like(inner_N)))
+
+
+def most_taken_officially(source_K: IntArray, size_K: IntArray, n_rows: int) -> npt.NDArray[np.int64]:
+    """Bound what the first rows of `official_rank` can take of each cluster, as `most_taken` does.
+
+    Args:
+        source_K: source of each cluster, numbered.
+        size_K: rows of each cluster.
+        n_rows: length of the prefix.
+
+    Returns:
+        int64 [K].
+    """
+    sources, source_code_K = np.unique(source_K, return_inverse=True)
+    source_size_S = np.bincount(source_code_K, weights=size_K).astype(np.int64)
+    most_S = most_taken(source_size_S, n_rows)
+    most_K = np.zeros(len(size_K), np.int64)
+    for source in range(len(sources)):
+        large = np.flatnonzero((source_code_K == source) & (size_K > OFFICIAL_SET_ASIDE_SIZE))
+        small = np.flatnonzero((source_code_K == source) & (size_K <= OFFICIAL_SET_ASIDE_SIZE))
+        in_large = int(size_K[large].sum())
+        most_K[large] = most_taken(size_K[large], min(int(most_S[source]), in_large))
+        most_K[small] = size_K[small] if most_S[source] > in_large else 0
+    return most_K
 
 
 def quotas(size_K: IntArray, budget: int) -> npt.NDArray[np.int64]:

@@ -109,6 +109,7 @@ class ResourcesConfig(Section):
     score_examples: PoolResources = PoolResources()
     """Also for the hidden states, and for the report's checks on proxy and target."""
     cluster_trajectories: PoolResources = PoolResources()
+    """Also for the pool that a subset is selected from."""
     finetune_target: TrainResources = TrainResources()
     evaluate_target: PoolResources = PoolResources()
 

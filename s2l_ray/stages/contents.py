@@ -41,14 +41,17 @@ class Contents:
         Raises:
             ArtifactError: an id is not there.
         """
-        place_M, table = self.index.read(example_id_M, ["content_hash"])
-        if len(place_M) < len(example_id_M):
+        hash_M, found = np.empty(len(example_id_M), np.int64), 0
+        for place, table in self.index.parts(example_id_M, ["content_hash"]):
+            hash_M[place] = table.column("content_hash").to_numpy()
+            found += len(place)
+        if found < len(example_id_M):
             raise ArtifactError(
                 f"{self.index.artifact.uri} lacks examples that have a trajectory; the two are not of one pool. "
                 "Run `s2l gc`, and the same command again."
             )
         occurrence_M = self.copies.occurrence_of(example_id_M)
-        return draw_hash(table.column("content_hash").to_numpy(), occurrence_M, self.seed), occurrence_M
+        return draw_hash(hash_M, occurrence_M, self.seed), occurrence_M
 
 
 def find_copies(examples: Artifact, pool: PoolResources) -> Copies:

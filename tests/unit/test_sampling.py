@@ -109,7 +109,7 @@ def test_balanced_rank_of_rows_that_came_later_takes_where_a_quota_falls_short(s
     had = np.array(data.draw(st.lists(st.integers(0, 20), min_size=n_clusters, max_size=n_clusters)))
     gave = np.array([data.draw(st.integers(0, n)) for n in had.tolist()])
     cluster, draw, ids = rows_of(size_K, seed)
-    rank = sampling.balanced_rank(cluster, draw, ids, exponent, sampling.Earlier(had[cluster], gave[cluster]))
+    rank = sampling.balanced_rank(cluster, draw, ids, exponent, sampling.Beside(had[cluster], gave[cluster]))
     assert is_permutation(rank)
     power = (np.array(size_K) + had) ** float(exponent)
     left, taken = np.array(size_K), gave.copy()
@@ -124,8 +124,8 @@ def test_balanced_rank_top_up_worked_by_hand():
     # Clusters 0, 1, 2 gave 5, 1 and 0 rows; 2, 3 and 1 new ones came. Even shares: 2; 1; 1; then 1; then 0, 0.
     cluster = np.repeat([0, 1, 2], [2, 3, 1])
     draw = np.arange(6)
-    earlier = sampling.Earlier(np.array([9, 9, 9])[cluster], np.array([5, 1, 0])[cluster])
-    order = sampling.order_of(sampling.balanced_rank(cluster, draw, draw, 0.0, earlier))
+    beside = sampling.Beside(np.array([9, 9, 9])[cluster], np.array([5, 1, 0])[cluster])
+    order = sampling.order_of(sampling.balanced_rank(cluster, draw, draw, 0.0, beside))
     assert cluster[order].tolist() == [2, 1, 1, 1, 0, 0]
 
 
@@ -278,6 +278,51 @@ def test_official_rank_sources_given_as_text():
         sampling.official_rank(as_text, cluster, draw, ids),
         sampling.official_rank(source, cluster, draw, ids),
     )
+
+
+# ------------------------------------------------------------------------------------------- rankings of the few alone
+
+
+def first_of_each(cluster, draw, most_K):
+    """Return the rows that are among the `most_K` of lowest draw of their cluster."""
+    return np.flatnonzero(draws.position_in_group(cluster, (draw,)) < most_K[cluster])
+
+
+@given(cluster_sizes, seeds, exponents, st.data())
+@settings(deadline=None)
+def test_the_first_rows_are_the_same_where_only_those_that_can_be_taken_are_ranked(size_K, seed, exponent, data):
+    n_clusters = len(size_K)
+    had = np.array(data.draw(st.lists(st.integers(0, 20), min_size=n_clusters, max_size=n_clusters)))
+    gave = np.array([data.draw(st.integers(0, n)) for n in had.tolist()])
+    cluster, draw, ids = rows_of(size_K, seed)
+    size, before = np.array(size_K), sampling.Beside(had, gave)
+    order = sampling.order_of(sampling.balanced_rank(cluster, draw, ids, exponent, before.take(cluster)))
+    for budget in range(len(ids) + 1):
+        most_K = sampling.most_taken(size, budget, exponent, before)
+        assert (most_K <= np.bincount(cluster[order[:budget]], minlength=n_clusters) + 2).all()
+        few = first_of_each(cluster, draw, most_K)
+        left_K = size - np.bincount(cluster[few], minlength=n_clusters)
+        beside = sampling.Beside(had + left_K, gave).take(cluster[few])
+        rank = sampling.balanced_rank(cluster[few], draw[few], ids[few], exponent, beside)
+        assert few[sampling.order_of(rank)[:budget]].tolist() == order[:budget].tolist()
+
+
+@given(st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=5), min_size=1, max_size=4), seeds)
+@settings(deadline=None)
+def test_the_first_rows_by_the_authors_rule_are_the_same_where_only_those_that_can_be_taken_are_ranked(size_SK, seed):
+    source, cluster, draw, ids = official_rows(size_SK, seed)
+    order = sampling.order_of(sampling.official_rank(source, cluster, draw, ids))
+    key = sampling.cluster_keys(source, cluster)
+    size_K = np.bincount(key)
+    source_K = np.zeros(len(size_K), int)
+    source_K[key] = source
+    for budget in range(len(ids) + 1):
+        few = first_of_each(key, draw, sampling.most_taken_officially(source_K, size_K, budget))
+        left_K = size_K - np.bincount(key[few], minlength=len(size_K))
+        source_left_S = np.bincount(source_K, weights=left_K).astype(int)
+        left = (left_K[key[few]], source_left_S[source[few]])
+        rank = sampling.official_rank(source[few], cluster[few], draw[few], ids[few], *left)
+        assert few[sampling.order_of(rank)[:budget]].tolist() == order[:budget].tolist()
 
 
 # ------------------------------------------------------------------------------------------------------ other rankings

@@ -1,0 +1,210 @@
+"""Selecting from a pool in blocks: every method takes what it takes from one table, whatever the blocks."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from s2l_ray import sampling, schemas
+from s2l_ray.artifacts import Artifact, StageResult
+from s2l_ray.attempts import StagedOutput
+from s2l_ray.config import SelectConfig
+from s2l_ray.draws import Draws
+from s2l_ray.errors import ConfigError, DataError
+from s2l_ray.inputs import find_inputs
+from s2l_ray.stage_settings import SelectSettings
+from s2l_ray.stages import contents, pool_blocks, trajectory_blocks
+from s2l_ray.stages import select_subset as stage
+from tests.stages.conftest import Bench
+
+N, T, K = 2000, 3, 12
+FEW = {"paper", "guarded", "official", "random", "random_per_source"}
+"""Methods that fetch some of the rows."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """Artifacts, and what is in them: rows of the pool are those that both models can read."""
+
+    inputs: stage.Inputs
+    table: dict[str, np.ndarray]
+    settings: SelectSettings
+
+
+@pytest.fixture
+def made(bench: Bench, tmp_path: Path) -> Made:
+    generator = np.random.default_rng(3)
+    id_N = np.arange(N)
+    sources = np.array(["a", "b", "c", None], object)[generator.choice(4, N, p=[0.6, 0.3, 0.05, 0.05])]
+    hash_N = generator.integers(-(2**62), 2**62, N)
+    hash_N[-50:] = hash_N[0]  # copies
+    cluster_N = (generator.zipf(1.5, N) % K).astype(np.int32)
+    strata = np.where(sources == "a", "x", "y").astype(object)
+    loss_NT = (np.round(generator.gamma(2, 1, (N, T)) * 2**20) / 2**20).astype(np.float32)
+    length_N = generator.integers(2, 40, N)
+    readable = {"proxy": id_N % 17 > 0, "target": id_N % 13 > 0}
+    clustered_N = id_N % 11 > 0
+
+    def in_files(name: str, schema: pa.Schema, table: pa.Table) -> Artifact:
+        def write(output: StagedOutput) -> StageResult:
+            edges = np.linspace(0, len(table), 6).astype(int)
+            parts = [table.slice(a, b - a) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+            return StageResult(
+                [output.write_parquet(f"{name}-{i}.parquet", [p], schema) for i, p in enumerate(parts)], {}
+            )
+
+        return bench.make(name, write)
+
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"instruction": f"{i}", "output": "x"}) + "\n" for i in range(N)))
+    examples = [
+        {"example_id": i, "input_file": "f", "input_row": i, "content_hash": h, "source": s, "turns": []}
+        for i, h, s in zip(id_N.tolist(), hash_N.tolist(), sources, strict=True)
+    ]
+    rows = {
+        model: [
+            {"example_id": i, "source": None, "input_ids": [1] * n, "response_start": [1], "response_stop": [n]}
+            | {"num_response_tokens": n - 1, "truncated": False}
+            for i, n in zip(id_N[mask].tolist(), length_N[mask].tolist(), strict=True)
+        ]
+        for model, mask in readable.items()
+    }
+    losses = pa.FixedSizeListArray.from_arrays(pa.array(loss_NT.ravel()), T)
+    trajectories = pa.table(
+        [id_N, pa.array(sources), loss_NT[:, 0] + 1, losses, length_N.astype(np.int32) - 1],
+        schema=schemas.trajectories(T),
+    )
+    columns = [id_N[clustered_N], strata[clustered_N], cluster_N[clustered_N], np.ones(clustered_N.sum())]
+    assigned = pa.table(columns, schema=schemas.ASSIGNMENTS)
+    inputs = stage.Inputs(
+        examples=in_files("examples", schemas.EXAMPLES, pa.Table.from_pylist(examples, schemas.EXAMPLES)),
+        proxy_tokens=in_files("tokens", schemas.TOKENS, pa.Table.from_pylist(rows["proxy"], schemas.TOKENS)),
+        target_tokens=in_files("tokens", schemas.TOKENS, pa.Table.from_pylist(rows["target"], schemas.TOKENS)),
+        clusters=in_files("assignments", schemas.ASSIGNMENTS, assigned),
+        trajectories=in_files("trajectories", schemas.trajectories(T), trajectories),
+    )
+    draws = Draws.of(inputs.examples.read_table("examples-", list(Draws.COLUMNS)), 0)
+    pool = readable["proxy"] & readable["target"]
+    table = {"id": id_N, "draw": draws.draw_N, "source": sources, "stratum": strata, "cluster": cluster_N}
+    table |= {"length": length_N, "clustered": clustered_N, "initial": loss_NT[:, 0] + 1, "last": loss_NT[:, -1]}
+    files = find_inputs(str(path), key="examples.path")
+    settings = SelectSettings(SelectConfig(method="paper", budget=0.1), files)
+    return Made(inputs, {name: column[pool] for name, column in table.items()}, settings)
+
+
+def expected_order(table: dict[str, np.ndarray], select: SelectConfig) -> np.ndarray:
+    """Rank all rows at once; return their ids in that order."""
+    draw, ids = table["draw"], table["id"]
+    source = np.array([s or "" for s in table["source"]])
+    match select.method:
+        case "paper" | "guarded":
+            key = sampling.cluster_keys(table["stratum"].astype(str), table["cluster"])
+            rank = sampling.balanced_rank(key, draw, ids, select.quota_exponent or 0.0)
+        case "official":
+            rank = sampling.official_rank(source, table["cluster"], draw, ids)
+        case "random_per_source":
+            rank = sampling.random_per_source_rank(source, draw, ids)
+        case "random" | "full":
+            rank = sampling.random_rank(draw, ids)
+        case method:
+            score = sampling.selection_score(
+                method,
+                loss_initial_N=table["initial"],
+                loss_last_N=table["last"],
+                response_tokens_N=table["length"] - 1,
+            )
+            rank = sampling.score_rank(score, draw, ids)
+    return ids[sampling.order_of(rank)]
+
+
+def run(bench: Bench, made: Made, select: dict[str, Any]) -> tuple[Artifact, SelectConfig]:
+    config = SelectConfig.model_validate(select)
+    clusters = made.inputs.clusters if config.method in ("paper", "guarded", "official") else None
+    inputs = stage.Inputs(
+        made.inputs.examples,
+        made.inputs.proxy_tokens,
+        made.inputs.target_tokens,
+        clusters,
+        made.inputs.trajectories,
+    )
+    return bench.run(stage.select_subset, inputs, SelectSettings(config, made.settings.files)), config
+
+
+METHODS = ["paper", "guarded", "official", "random", "random_per_source", "full", *get_args(sampling.ScoredMethod)]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("budget", [1, 0.1, 0.8, "3k tokens"])
+def test_takes_from_blocks_what_it_takes_from_one_table(
+    method: str, budget: Any, bench: Bench, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trajectory_blocks, "BLOCK_ROWS", 300)
+    monkeypatch.setattr(contents, "PART_ROWS", 500)
+    exponent = {"quota_exponent": 0.5} if method == "guarded" else {}
+    found, config = run(bench, made, {"method": method, "budget": budget, **exponent})
+    table = made.table
+    if method in ("paper", "guarded", "official"):
+        table = {name: column[table["clustered"]] for name, column in table.items()}
+    order = expected_order(table, config)
+    subset = found.read_table("subset.parquet").sort_by("rank")
+    assert subset.column("rank").to_pylist() == list(range(len(subset)))
+    assert subset.column("example_id").to_pylist() == order[: len(subset)].tolist()
+    in_pool = len(made.table["id"])
+    assert found.summary["rows_pool"] == in_pool
+    length_of = dict(zip(made.table["id"].tolist(), made.table["length"].tolist(), strict=True))
+    taken = [length_of[i] for i in order[: len(subset) + 1].tolist()]
+    assert found.summary["target_tokens"] == sum(taken[: len(subset)])
+    if method == "full":
+        assert len(subset) == in_pool
+    elif budget == "3k tokens":
+        assert sum(taken[: len(subset)]) <= 3000 < sum(taken)
+    else:
+        assert len(subset) == (1 if budget == 1 else int(in_pool * budget))
+    lines = b"".join(Path(found.path(f.path)).read_bytes() for f in found.files("rows/")).splitlines()
+    assert [int(json.loads(line)["instruction"]) for line in lines] == sorted(subset.column("example_id").to_pylist())
+
+
+def test_few_rows_are_fetched_where_few_are_wanted(bench: Bench, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trajectory_blocks, "BLOCK_ROWS", 300)
+    fetched: list[int] = []
+    lowest = pool_blocks.PoolBlocks.lowest
+
+    def counted(self: pool_blocks.PoolBlocks, *arguments: Any) -> pool_blocks.Rows:
+        rows = lowest(self, *arguments)
+        fetched.append(len(rows.example_id))
+        return rows
+
+    monkeypatch.setattr(pool_blocks.PoolBlocks, "lowest", counted)
+    for method in sorted(FEW):
+        run(bench, made, {"method": method, "budget": 60})
+    assert max(fetched) <= 60 + 3 * 2 * K
+
+
+def test_draws_that_are_not_spread_evenly_are_asked_for_again(
+    bench: Bench, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_blocks, "DEVIATIONS", -3.0)  # fewer rows than are expected
+    reference, _ = run(bench, made, {"method": "random", "budget": 200})
+    monkeypatch.setattr(pool_blocks, "DEVIATIONS", 6.0)
+    found, _ = run(bench, made, {"method": "random", "budget": 200})
+    assert found.digest == reference.digest
+
+
+def test_a_budget_beyond_what_is_left_is_refused_with_what_there_is(bench: Bench, made: Made) -> None:
+    left = int(made.table["clustered"].sum())
+    with pytest.raises(ConfigError, match=rf"{left} are left"):
+        run(bench, made, {"method": "paper", "budget": left + 1})
+    with pytest.raises(DataError, match="no row has response tokens"):
+        nothing = stage.Inputs(made.inputs.examples, *[_none_of(bench, made.inputs.target_tokens)] * 2)
+        bench.run(stage.select_subset, nothing, made.settings)
+
+
+def _none_of(bench: Bench, tokens: Artifact) -> Artifact:
+    table = tokens.read_table("tokens-").slice(0, 0)
+    return bench.make(
+        "tokens", lambda output: StageResult([output.write_parquet("tokens-0.parquet", [table], schemas.TOKENS)], {})
+    )
