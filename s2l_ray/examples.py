@@ -133,11 +133,6 @@ def example_id(file_index: int, row: int) -> int:
     return file_index << _ROW_BITS | row
 
 
-def location(example_id: int) -> tuple[int, int]:
-    """Return (file index, row in file) of an `example_id`."""
-    return example_id >> _ROW_BITS, example_id & (2**_ROW_BITS - 1)
-
-
 def locations(example_id_N: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return the file index and the row in its file of every `example_id`."""
     return example_id_N >> _ROW_BITS, example_id_N & (2**_ROW_BITS - 1)

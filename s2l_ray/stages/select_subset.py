@@ -18,9 +18,9 @@ from s2l_ray import schemas
 from s2l_ray.artifacts import Artifact, FileRecord, StageResult
 from s2l_ray.attempts import StagedOutput
 from s2l_ray.budgets import parse_budget, rows_in_budget
-from s2l_ray.config import ResourcesConfig, SelectConfig
+from s2l_ray.config import PoolResources, ResourcesConfig, SelectConfig
 from s2l_ray.errors import ConfigError, DataError
-from s2l_ray.examples import location
+from s2l_ray.examples import locations
 from s2l_ray.facility_location import facility_location_rank
 from s2l_ray.input_files import InputFile, check_unchanged
 from s2l_ray.inputs import find_inputs
@@ -39,8 +39,10 @@ from s2l_ray.sampling import (
     selection_score,
 )
 from s2l_ray.stage_settings import SelectSettings
+from s2l_ray.stages.blocks import each
 from s2l_ray.stages.candidates import Before, Candidates, fetch_candidates
 from s2l_ray.stages.pool_blocks import Rows, read_pool
+from s2l_ray.stages.shared_storage import check_sign, leave_sign
 
 REASONS = {
     "paper": "even share of its cluster",
@@ -87,14 +89,15 @@ def select_subset(
     Raises:
         ConfigError: the budget does not fit the pool, or what the guard leaves of it.
     """
-    tokens = (inputs.proxy_tokens, inputs.target_tokens)
-    pool = read_pool(inputs.examples, *tokens, inputs.assigned, resources.cluster_trajectories, seed=seed)
+    workers, tokens = resources.cluster_trajectories, (inputs.proxy_tokens, inputs.target_tokens)
+    leave_sign(output)
+    pool = read_pool(inputs.examples, *tokens, inputs.assigned, workers, seed=seed)
     if not pool.rows_pool:
         raise DataError("no row has response tokens for both proxy and target. Raise tokens.max_tokens.")
     n_left = int(pool.size_G.sum())
     budget = parse_budget(1.0 if config.select.method == "full" else config.select.budget)
     n_wanted = None if budget.kind == "tokens" else rows_in_budget(budget, pool.rows_pool)
-    _check_left(n_wanted, pool.rows_pool, n_left)
+    _check_left(n_wanted, pool.rows_pool, n_left, inputs.assignments)
     before = Before.of(inputs.clusters, inputs.subset) if inputs.clusters and inputs.subset else None
     candidates = fetch_candidates(pool, config.select, before, n_wanted)
     rank_N = _rank(candidates, config.select, inputs, len(candidates) if n_wanted is None else n_wanted)
@@ -116,7 +119,7 @@ def select_subset(
     # In the file as well, so that the digest, and all that depends on it, follows the pool.
     schema = schemas.SUBSET.with_metadata({name: str(value) for name, value in pool_facts.items()})
     records = [output.write_parquet("subset.parquet", [table.cast(schema)], schema)]
-    records += _copy_rows(inputs, config.files, chosen.example_id, output)
+    records += _copy_rows(inputs, config.files, chosen.example_id, workers, output)
     return StageResult(
         records,
         {
@@ -130,12 +133,15 @@ def select_subset(
     )
 
 
-def _check_left(n_wanted: int | None, n_pool: int, n_left: int) -> None:
-    if n_wanted is not None and n_wanted > n_left:
-        raise ConfigError(
-            f"the budget asks for {n_wanted} of {n_pool} rows, but {n_pool - n_left} were set aside and {n_left} are "
-            f"left. Lower it to {n_left} rows or less, or, where the guard set rows aside, set cluster.guard to null."
-        )
+def _check_left(n_wanted: int | None, n_pool: int, n_left: int, assignments: Artifact | None) -> None:
+    if n_wanted is None or n_wanted <= n_left:
+        return
+    found = f"the budget asks for {n_wanted} of {n_pool} rows, but {n_pool - n_left} were set aside"
+    lower = f"{n_left} are left. Lower it to {n_left} rows or less"
+    if assignments is None:
+        raise ConfigError(f"{found} by the guard and {lower}, or set cluster.guard to null.")
+    reasons = ", ".join(f"{count} {reason}" for reason, count in assignments.summary["rows_set_aside"].items())
+    raise ConfigError(f"{found} ({reasons}) and {lower}, or bring more new rows.")
 
 
 def _rank(candidates: Candidates, select: SelectConfig, inputs: Inputs, n_wanted: int) -> NDArray[np.int64]:
@@ -179,24 +185,29 @@ def _facility_location_rank(rows: Rows, inputs: Inputs, n_wanted: int) -> NDArra
 
 
 def _copy_rows(
-    inputs: Inputs, files: tuple[InputFile, ...], ids: NDArray[np.int64], output: StagedOutput
+    inputs: Inputs, files: tuple[InputFile, ...], ids: NDArray[np.int64], pool: PoolResources, output: StagedOutput
 ) -> list[FileRecord]:
+    """Copy the chosen rows out of each file that has some, in a task a file."""
     if not files:
         files = find_inputs(inputs.examples.uri_of(schemas.SYNTHETIC_INPUT), key="examples.synthetic")
-    by_file: dict[int, list[int]] = {}
-    for example_id in ids.tolist():
-        index, row = location(example_id)
-        by_file.setdefault(index, []).append(row)
+    index_M, row_M = locations(ids)
+    with_rows = np.unique(index_M).tolist()
+    arguments = ((files[index], row_M[index_M == index], output) for index in with_rows)
     records = []
     with display.progress("copy selected rows", len(ids), "rows") as progress:
-        for index, rows in sorted(by_file.items()):
-            check_unchanged(files[index])
-            with output.open(f"rows/{files[index].name}") as sink:
-                copied = copy_rows(files[index], rows, cast(BinaryIO, sink))
-            check_unchanged(files[index])
-            records.append(sink.record(copied))
-            progress.advance(len(rows))
+        for record in each(_copy_file, arguments, pool):
+            records.append(record)
+            progress.advance(record.rows)
     return records
+
+
+def _copy_file(file: InputFile, row_M: NDArray[np.int64], output: StagedOutput) -> FileRecord:
+    check_sign(output)
+    check_unchanged(file)
+    with output.open(f"rows/{file.name}") as sink:
+        copied = copy_rows(file, row_M.tolist(), cast(BinaryIO, sink))
+    check_unchanged(file)
+    return sink.record(copied)
 
 
 def _counts(code_N: NDArray[np.int32], names: list[str]) -> Mapping[str, int]:

@@ -1,10 +1,12 @@
 """Seconds per row as the data grows: reading and tokenizing, and clustering and selecting what is on disk."""
 
 import json
+import multiprocessing
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,28 +80,34 @@ class Selected:
     rows: int
     clustering: float
     selecting: float
-    grown: float
-    """Most that the driver's memory grew meanwhile [MiB]."""
+    grown_clustering: float
+    """Most that the driver's memory grew meanwhile [MiB]; then the same of both stages."""
+    grown_selecting: float
 
 
 def measure_selecting(sizes: tuple[int, ...]) -> Iterator[Ratio]:
     """Time `cluster_trajectories` and `select_subset` from Parquet to the rows of the subset."""
-    display.quiet = True
-    found = []
-    for rows in sizes:
-        with tempfile.TemporaryDirectory(prefix="s2l-") as folder:
-            found.append(_select(Path(folder), rows))
+    # A process each: memory that one frees is not always given back.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as processes:
+        found = list(processes.map(_select, sizes))
     first = found[0]
     for each in found[1:]:
         work, peer = f"to a subset of 10 %, {each.rows:,} trajectories", f"{first.rows:,}"
         for name in ("clustering", "selecting"):
             ours, theirs = (1e6 * getattr(one, name) / one.rows for one in (each, first))
             yield Ratio(f"{name} {work}", peer, ours, theirs, "us per row")
-        losses = each.rows * T * 4 / MIB
-        yield Ratio(f"the driver's memory, {each.rows:,} trajectories", "their losses", each.grown, losses, "MiB")
+        for name in ("clustering", "selecting"):
+            ours, theirs = (getattr(one, f"grown_{name}") for one in (each, first))
+            yield Ratio(f"the driver's memory, {name} {each.rows:,} trajectories", peer, ours, theirs, "MiB")
 
 
-def _select(folder: Path, rows: int) -> Selected:
+def _select(rows: int) -> Selected:
+    display.quiet = True
+    with tempfile.TemporaryDirectory(prefix="s2l-") as folder:
+        return _select_in(Path(folder), rows)
+
+
+def _select_in(folder: Path, rows: int) -> Selected:
     storage, resources = Storage(str(folder / "storage")), ResourcesConfig()
     config = Config.model_validate({"examples": {"path": "x"}, "proxy": {"model": FRESH}, "target": {"model": FRESH}})
     files = _raw(folder / "rows.jsonl", rows)
@@ -114,17 +122,18 @@ def _select(folder: Path, rows: int) -> Selected:
         clusters = _committed(
             output, cluster_trajectories.cluster_trajectories(inputs, config.cluster, resources, output, seed=0)
         )
-        clustered = time.perf_counter()
+        clustered, grown_clustering = time.perf_counter(), memory.grown()
         output = begin(storage, "subset", "d" * 32)
         assert output is not None
         chosen = select_subset.Inputs(examples, tokens, tokens, clusters)
         settings = SelectSettings(config.select.model_copy(update={"budget": 0.1}), files)
         select_subset.select_subset(chosen, settings, resources, output, seed=0)
         ended = time.perf_counter()
-        grown = memory.stop() / MIB
+        grown_selecting = memory.grown()
+        memory.stop()
     finally:
         runtime.disconnect()
-    return Selected(rows, clustered - started, ended - clustered, grown)
+    return Selected(rows, clustered - started, ended - clustered, grown_clustering / MIB, grown_selecting / MIB)
 
 
 class _Peak:
@@ -145,11 +154,14 @@ class _Peak:
         memory = self._process.memory_info()
         return int(memory.rss - memory.shared)
 
-    def stop(self) -> int:
-        """Return by how much it grew at most [bytes]."""
+    def grown(self) -> int:
+        """Return by how much it grew at most until now [bytes]."""
+        return self._most - self._before
+
+    def stop(self) -> None:
+        """Look no more."""
         self._is_over.set()
         self._thread.join()
-        return self._most - self._before
 
 
 def _raw(path: Path, rows: int) -> tuple[InputFile, ...]:

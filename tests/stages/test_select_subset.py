@@ -196,11 +196,32 @@ def test_draws_that_are_not_spread_evenly_are_asked_for_again(
 
 def test_a_budget_beyond_what_is_left_is_refused_with_what_there_is(bench: Bench, made: Made) -> None:
     left = int(made.table["clustered"].sum())
-    with pytest.raises(ConfigError, match=rf"{left} are left"):
+    with pytest.raises(ConfigError, match=rf"by the guard and {left} are left.*set cluster\.guard to null"):
         run(bench, made, {"method": "paper", "budget": left + 1})
+    later = _with_summary(bench, made.inputs.clusters, {"rows_set_aside": {"in the first pool": 9, "not learned": 3}})
+    tokens = (made.inputs.proxy_tokens, made.inputs.target_tokens)
+    inputs = stage.Inputs(made.inputs.examples, *tokens, made.inputs.clusters, assignments=later)
+    with pytest.raises(ConfigError, match=rf"\(9 in the first pool, 3 not learned\) and {left} are left") as caught:
+        too_much = SelectConfig(method="paper", budget=left + 1)
+        bench.run(stage.select_subset, inputs, SelectSettings(too_much, made.settings.files))
+    assert "guard" not in str(caught.value)
+
+
+def test_a_pool_without_rows_is_refused(bench: Bench, made: Made) -> None:
     with pytest.raises(DataError, match="no row has response tokens"):
         nothing = stage.Inputs(made.inputs.examples, *[_none_of(bench, made.inputs.target_tokens)] * 2)
         bench.run(stage.select_subset, nothing, made.settings)
+
+
+def _with_summary(bench: Bench, clusters: Artifact | None, summary: dict[str, Any]) -> Artifact:
+    assert clusters is not None
+    table = clusters.read_table("assignments-")
+
+    def write(output: StagedOutput) -> StageResult:
+        record = output.write_parquet("assignments-0.parquet", [table], schemas.ASSIGNMENTS)
+        return StageResult([record], summary)
+
+    return bench.make("assignments", write)
 
 
 def _none_of(bench: Bench, tokens: Artifact) -> Artifact:

@@ -69,6 +69,16 @@ def test_occurrences_number_copies_by_id_in_any_order():
     assert draws.occurrences(content[:0], ids[:0]).tolist() == []
 
 
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=30), st.integers(1, 4))
+def test_copies_found_in_parts_of_all_contents_number_rows_as_all_at_once(contents, n_parts):
+    content, ids = np.array(contents), np.arange(len(contents)) * 3 + 1
+    parts = [draws.Copies.among(content[at], ids[at]) for at in (content % n_parts == part for part in range(n_parts))]
+    copies = draws.Copies.joined(parts)
+    assert copies.occurrence_of(ids).tolist() == draws.occurrences(content, ids).tolist()
+    assert copies.occurrence_of(ids + 1).tolist() == [0] * len(ids)
+    assert draws.is_ascending(copies.example_id_M)
+
+
 def test_draw_of_a_row_does_not_change_when_others_are_added():
     content, ids = np.array([5, 6, 7]), np.array([1, 2, 3])
     few = draws.draw_hash(content, draws.occurrences(content, ids), 3)

@@ -29,7 +29,7 @@ from s2l_ray.examples import (
     examples_table,
     find_duplicate_user_ids,
     held_out,
-    location,
+    locations,
     read_examples,
 )
 from s2l_ray.input_files import InputFile
@@ -331,7 +331,8 @@ def test_example_is_numbered_by_file_and_physical_line(tmp_path):
     layout = detect_layout(files, "auto", {}, key="examples.path")
     examples = list(read_examples(files[1], layout))
     assert [e.input_row for e in examples] == [1, 3]
-    assert [location(e.example_id) for e in examples] == [(1, 1), (1, 3)]
+    index_N, row_N = locations(np.array([e.example_id for e in examples]))
+    assert (index_N.tolist(), row_N.tolist()) == ([1, 1], [1, 3])
     assert {e.input_file for e in examples} == {"b.jsonl"}
 
 
@@ -393,10 +394,10 @@ def test_examples_cross_a_process_border(read):
 
 
 @given(st.integers(0, 2**23 - 1), st.integers(0, 2**40 - 1))
-def test_location_inverts_example_id_within_int64(file_index, row):
+def test_locations_invert_example_id_within_int64(file_index, row):
     number = example_id(file_index, row)
     assert 0 <= number < 2**63
-    assert location(number) == (file_index, row)
+    assert locations(np.array([number])) == (np.array([file_index]), np.array([row]))
 
 
 @pytest.mark.parametrize(("file_index", "row"), [(2**23, 0), (0, 2**40), (-1, 0), (0, -1)])
