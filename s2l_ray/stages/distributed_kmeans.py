@@ -62,6 +62,7 @@ class StratumRows:
         """Take the rows that some blocks hold of a stratum, by its number."""
         self._pool = pool
         self._units = _units(blocks, stratum)
+        self._order = list(range(len(self._units)))
         self._near: list[Any] = []
         self.rows = sum(stop - start for unit in self._units for start, stop in unit.places)
 
@@ -91,12 +92,14 @@ class StratumRows:
         """Run a pass on every unit, keep what it now knows of the rows where it is, and merge the sums."""
         shared = [ray.put(argument) for argument in arguments]
         task = as_task(function, self._pool, returns=2)
-        pending = [
-            task.remote(unit.places, *shared, *near, *unit.columns("feature"))
-            for unit, near in zip(self._units, known, strict=True)
-        ]
-        self._near = [near for near, _ in pending]
-        return kmeans.merge(ray.get(sums) for _, sums in pending)
+        # Back from where the last pass ended: where not all rows fit into memory, the last ones are still there.
+        self._order.reverse()
+        pending = {
+            u: task.remote(self._units[u].places, *shared, *known[u], *self._units[u].columns("feature"))
+            for u in self._order
+        }
+        self._near = [pending[u][0] for u in range(len(pending))]
+        return kmeans.merge(ray.get(pending[u][1]) for u in self._order)
 
     def farthest(self, centroid_KT: NDArray[np.float64], n: int) -> kmeans.Candidates:
         """Return the rows farthest from their centroids, for empty clusters."""
