@@ -96,6 +96,14 @@ class PoolResources(Demand):
         return self.actors[0]
 
 
+_SHARED = {
+    "embed_examples": "score_examples",
+    "diagnose_selection": "score_examples",
+    "select_subset": "cluster_trajectories",
+}
+"""Stages that ask for what another one does."""
+
+
 class ResourcesConfig(Section):
     """Where it runs. Never part of a fingerprint."""
 
@@ -115,6 +123,5 @@ class ResourcesConfig(Section):
 
     def of(self, stage: str) -> Demand | None:
         """Return what a stage asks for; None where it needs nothing worth asking for."""
-        key = "score_examples" if stage in ("embed_examples", "diagnose_selection") else stage
-        found = getattr(self, key, None)
+        found = getattr(self, _SHARED.get(stage, stage), None)
         return found if isinstance(found, Demand) else None

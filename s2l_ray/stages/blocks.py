@@ -11,8 +11,11 @@ from typing import Any
 import ray
 
 from s2l_ray.config import PoolResources
-from s2l_ray.errors import S2LError
+from s2l_ray.errors import S2LError, StageFailed
 from s2l_ray.stages.capacity import remote_options
+
+RETRIES = 20
+"""How often a task is done again whose worker died, or whose result was lost: spot nodes go at any time."""
 
 
 def each(
@@ -32,28 +35,55 @@ def each(
         S2LError: what the function raised.
     """
     task = as_task(function, pool, returns=returns)
-    waiting, at_once = deque[Any](), 2 * pool.actors[1]
+    waiting, running = deque[Any](), list[Any]()
     for each_arguments in arguments:
-        if len(waiting) == at_once:
-            yield _fetched(waiting.popleft())
+        if len(running) == pool.actors[1]:
+            _, running = ray.wait(running, num_returns=1, fetch_local=False)
         waiting.append(task.remote(*each_arguments))
+        running.append(_first(waiting[-1]))
+        while _first(waiting[0]) not in running:
+            yield _fetched(waiting.popleft())
     while waiting:
         yield _fetched(waiting.popleft())
 
 
 def as_task(function: Callable[..., Any], pool: PoolResources, *, returns: int = 1) -> Any:
     """Return a function as a task of Ray's that asks for what the pool says."""
-    options = {"name": function.__name__.strip("_"), "num_returns": returns, **remote_options(pool)}
+    options = {"name": function.__name__.strip("_"), "num_returns": returns, "max_retries": RETRIES}
+    options |= remote_options(pool)
     # Not within the placement group of a Tune trial, which holds nothing.
     return ray.remote(function).options(**options, scheduling_strategy="DEFAULT")
 
 
+def _first(references: Any) -> Any:
+    return references[0] if isinstance(references, list) else references
+
+
 def _fetched(references: Any) -> Any:
+    if not isinstance(references, list):
+        return value_of(references)
+    return (value_of(references[0]), *references[1:])
+
+
+def value_of(reference: Any) -> Any:
+    """Return what a task returned.
+
+    Raises:
+        S2LError: the task did; without the traceback of other people's code.
+        ObjectLostError: it is lost with a node, and could not be made again.
+        StageFailed: the task's workers died again and again.
+    """
     try:
-        if not isinstance(references, list):
-            return ray.get(references)
-        return (ray.get(references[0]), *references[1:])
+        return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, S2LError):
-            raise error.cause from None  # without the traceback of other people's code
+            raise error.cause from None
         raise
+    except ray.exceptions.ObjectLostError:
+        raise
+    except ray.exceptions.RayError as error:
+        last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        raise StageFailed(
+            f"a task failed {RETRIES + 1} times ({last}). The same command runs the stage again; with S2L_VERBOSE=1 it "
+            "shows the output of its workers."
+        ) from error

@@ -1,4 +1,4 @@
-"""The rows of the pool that a selection can take: few where draws decide, all where scores do.
+"""The rows of the pool that a selection can take: few where draws decide, all where scores or tokens do.
 
 A selector shares its budget over classes of groups: clusters, sources, or all rows at once. How many rows the first of
 its ranking can take of each follows from sizes alone, and which these are from draws; so the driver holds what grows

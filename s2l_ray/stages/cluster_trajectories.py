@@ -50,14 +50,6 @@ class Clustered:
     converged: bool = True
 
 
-@dataclass(frozen=True)
-class Written:
-    """The files of a block, and what it adds to the sums of each stratum."""
-
-    files: list[FileRecord]
-    sums: list[kmeans.Partial]
-
-
 def cluster_trajectories(
     inputs: Inputs, config: ClusterConfig, resources: ResourcesConfig, output: StagedOutput, *, seed: int
 ) -> StageResult:
@@ -69,18 +61,17 @@ def cluster_trajectories(
     """
     pool = resources.cluster_trajectories
     leave_sign(output)
-    contents = Contents(IdIndex.of(inputs.examples, "examples-"), find_copies(inputs.examples, pool), seed)
+    contents = Contents(IdIndex.of(inputs.examples, "examples-"), find_copies(inputs.examples, pool, output), seed)
     reader = Reader(inputs, config, contents, output)
     overview = reader.overview(pool)
     blocks = reader.blocks(overview, pool)
     clustered = _cluster_all(blocks, overview.strata, _Settings(config, pool, seed))
-    written = _write_all(blocks, clustered, inputs.rows, pool, output)
-    sums = [kmeans.merge(block.sums[s] for block in written) for s in range(len(clustered))]
+    files, sums = _write_all(blocks, clustered, _Settings(config, pool, seed), output)
     there = [(each_stratum, part) for each_stratum, part in zip(clustered, sums, strict=True) if part.count_K.size]
     centroids = schemas.centroids(blocks[0].found.width)
     tables = [_centroids(each_stratum, part, centroids) for each_stratum, part in there]
     records = [
-        *(file for block in written for file in block.files),
+        *files,
         output.write_parquet("centroids.parquet", tables, centroids),
         output.write_parquet("iterations.parquet", [_iterations(c) for c, _ in there], schemas.ITERATIONS),
     ]
@@ -159,38 +150,41 @@ def _cluster(stratum: str, rows: StratumRows, n_clusters: int, settings: _Settin
 
 
 def _write_all(
-    blocks: list[Block], clustered: list[Clustered], rows: int, pool: PoolResources, output: StagedOutput
-) -> list[Written]:
-    """Assign all rows to the final centroids, and write a file for each block."""
-    shared = ray.put(clustered)
+    blocks: list[Block], clustered: list[Clustered], settings: _Settings, output: StagedOutput
+) -> tuple[list[FileRecord], list[kmeans.Partial]]:
+    """Assign all rows to the final centroids and write files for each block; return the size and inertia of each."""
+    shared, has_guard = ray.put(clustered), settings.config.guard is not None
     arguments = (
-        (output, f"{number:05d}", shared, block.start_S1, block.feature, block.example_id, block.aside)
+        (output, number, shared, block.start_S1, block.feature, block.example_id, block.aside if has_guard else None)
         for number, block in enumerate(blocks)
     )
-    written: list[Written] = []
-    with display.progress("write clusters", rows, "rows") as progress:
-        for found, block in zip(each(_write, arguments, pool), blocks, strict=True):
-            written.append(found)
+    files: list[FileRecord] = []
+    sums = [kmeans.Partial.zero(len(c.centroid_KT), 0) for c in clustered]
+    with display.progress("write clusters", sum(block.found.rows for block in blocks), "rows") as progress:
+        for (written, parts), block in zip(each(_write, arguments, settings.pool), blocks, strict=True):
+            files += written
+            sums = [kmeans.merge(both) for both in zip(sums, parts, strict=True)]
             progress.advance(block.found.rows)
-    return written
+    return files, sums
 
 
 def _write(
     output: StagedOutput,
-    piece: str,
+    number: int,
     clustered: list[Clustered],
     start_S1: NDArray[np.int64],
     feature_NT: NDArray[np.float32],
     example_id_N: NDArray[np.int64],
-    aside: pa.Table,
-) -> Written:
+    aside: pa.Table | None,
+) -> tuple[list[FileRecord], list[kmeans.Partial]]:
     check_sign(output)
     assigned, sums = [], []
     for stratum, start, stop in zip(clustered, start_S1[:-1], start_S1[1:], strict=True):
         part_NT, n_clusters = feature_NT[start:stop], len(stratum.centroid_KT)
         assignment = nearest.assign(part_NT, stratum.centroid_KT) if start < stop else _NOTHING
         assigned.append(assignment)
-        sums.append(kmeans.partial_sums(part_NT, assignment, n_clusters))
+        # Of no column: sums are not needed any more.
+        sums.append(kmeans.partial_sums(part_NT[:, :0], assignment, n_clusters))
     stratum_N = np.repeat(np.arange(len(clustered), dtype=np.int32), np.diff(start_S1))
     table = pa.table(
         {
@@ -205,10 +199,11 @@ def _write(
         table = table.sort_by("example_id")
     files = []
     if len(table):
-        files.append(output.write_parquet(f"assignments-{piece}.parquet", [table], schemas.ASSIGNMENTS))
-    if len(aside):
-        files.append(output.write_parquet(f"set_aside-{piece}.parquet", [aside], schemas.SET_ASIDE))
-    return Written(files, sums)
+        files.append(output.write_parquet(f"assignments-{number:05d}.parquet", [table], schemas.ASSIGNMENTS))
+    # One at least, which says that there was a guard.
+    if aside is not None and (len(aside) or number == 0):
+        files.append(output.write_parquet(f"set_aside-{number:05d}.parquet", [aside], schemas.SET_ASIDE))
+    return files, sums
 
 
 _NOTHING = nearest.Assignment(np.empty(0, np.int32), np.empty(0))

@@ -13,11 +13,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from s2l_ray.artifacts import Artifact, FileRecord
+from s2l_ray.attempts import StagedOutput
 from s2l_ray.config import PoolResources
 from s2l_ray.draws import Copies, draw_hash
 from s2l_ray.errors import ArtifactError
 from s2l_ray.id_index import IdIndex
 from s2l_ray.stages.blocks import each
+from s2l_ray.stages.shared_storage import check_sign
 
 PART_ROWS = 1_000_000
 """Rows whose hashes a task has in memory, about [rows]; what a task cuts off is then too large for Ray to keep it with
@@ -54,11 +56,11 @@ class Contents:
         return draw_hash(hash_M, occurrence_M, self.seed), occurrence_M
 
 
-def find_copies(examples: Artifact, pool: PoolResources) -> Copies:
-    """Look through all examples, in tasks."""
+def find_copies(examples: Artifact, pool: PoolResources, output: StagedOutput) -> Copies:
+    """Look through all examples, in tasks; `output` is the attempt that they are to see."""
     n_parts = max(1, -(-examples.rows("examples-") // PART_ROWS))
     parts: list[list[Any]] = [[] for _ in range(n_parts)]
-    blocks = ((examples, files, n_parts) for files in _groups(examples))
+    blocks = ((examples, files, n_parts, output) for files in _groups(examples))
     for _, *cut in each(_cut_by_content, blocks, pool, returns=1 + n_parts):
         for part, reference in zip(parts, cut, strict=True):
             part.append(reference)
@@ -75,8 +77,9 @@ def _groups(examples: Artifact) -> Iterator[list[FileRecord]]:
     yield group
 
 
-def _cut_by_content(examples: Artifact, files: list[FileRecord], n_parts: int) -> tuple[Any, ...]:
+def _cut_by_content(examples: Artifact, files: list[FileRecord], n_parts: int, output: StagedOutput) -> tuple[Any, ...]:
     """Return how many rows there are, and the (hash, id) of those of each part."""
+    check_sign(output)
     table = pa.concat_tables([examples.read_rows(file, columns=["content_hash", "example_id"]) for file in files])
     row_N2 = np.stack([column.to_numpy() for column in table.columns], axis=1)
     if n_parts == 1:

@@ -1,6 +1,7 @@
 """k-means over blocks of rows in Ray's object store: a task per unit of rows, and the driver merges sums.
 
-Sums of losses on their grid are exact, so neither blocks nor units nor the order of merging can be seen in the result.
+Sums of losses on their grid are exact, so neither blocks nor units nor the order of merging can be seen in the result;
+hidden states are not on it, and their blocks depend on their number alone.
 Legend: N rows, T columns that are clustered, K clusters, M rows of the start's sample.
 """
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from s2l_ray.clustering import bounds, kmeans, nearest
 from s2l_ray.config import PoolResources
-from s2l_ray.stages.blocks import as_task, each
+from s2l_ray.stages.blocks import as_task, each, value_of
 from s2l_ray.stages.trajectory_blocks import Block, rows_at_once
 
 Places = tuple[tuple[int, int], ...]
@@ -99,7 +100,7 @@ class StratumRows:
             for u in self._order
         }
         self._near = [pending[u][0] for u in range(len(pending))]
-        return kmeans.merge(ray.get(pending[u][1]) for u in self._order)
+        return kmeans.merge(value_of(pending[u][1]) for u in self._order)
 
     def farthest(self, centroid_KT: NDArray[np.float64], n: int) -> kmeans.Candidates:
         """Return the rows farthest from their centroids, for empty clusters."""

@@ -18,6 +18,7 @@ import ray
 from numpy.typing import NDArray
 
 from s2l_ray.artifacts import Artifact
+from s2l_ray.attempts import StagedOutput
 from s2l_ray.config import PoolResources
 from s2l_ray.draws import Copies, draw_hash, position_in_group
 from s2l_ray.id_index import IdIndex
@@ -25,6 +26,7 @@ from s2l_ray.labels import coded
 from s2l_ray.schemas import is_ascending
 from s2l_ray.stages.blocks import each
 from s2l_ray.stages.contents import find_copies
+from s2l_ray.stages.shared_storage import check_sign
 from s2l_ray.stages.trajectory_blocks import rows_at_once
 
 EXAMPLES = "examples-"
@@ -89,6 +91,7 @@ class PoolReader:
         target_tokens: of the target.
         assigned: clusters of the rows; where it is given, rows without one are not selected.
         seed: of the draws.
+        output: the attempt that tasks are to see.
     """
 
     examples: Artifact
@@ -97,6 +100,7 @@ class PoolReader:
     target_tokens: IdIndex
     assigned: IdIndex | None
     seed: int
+    output: StagedOutput
 
     def read(self, start: int, stop: int) -> tuple[Counts, Rows]:
         """Read some of the examples, by their places."""
@@ -213,8 +217,10 @@ class PoolBlocks:
             if (np.bincount(class_M, minlength=len(most_C)) >= wanted_C).all():
                 break
             deviations *= 4
-        place_M = position_in_group(class_M, (found.draw, found.example_id))
-        rows = found.take(np.flatnonzero(place_M < wanted_C[class_M]))
+        rows = found
+        if (wanted_C < size_C).any():
+            place_M = position_in_group(class_M, (found.draw, found.example_id))
+            rows = found.take(np.flatnonzero(place_M < wanted_C[class_M]))
         return rows if is_ascending(rows.example_id) else rows.take(np.argsort(rows.example_id))
 
     def _below(self, class_G: NDArray[np.int64], limit_C: NDArray[np.float64]) -> Rows:
@@ -234,6 +240,7 @@ def _limits(wanted_C: NDArray[np.int64], size_C: NDArray[np.int64], deviations: 
 
 
 def _read(reader: PoolReader, start: int, stop: int) -> tuple[Any, ...]:
+    check_sign(reader.output)
     counts, rows = reader.read(start, stop)
     return counts, *rows
 
@@ -251,16 +258,18 @@ def read_pool(
     target_tokens: Artifact,
     assigned: Artifact | None,
     pool: PoolResources,
+    output: StagedOutput,
     *,
     seed: int,
 ) -> PoolBlocks:
     """Read the rows that both models can be trained on and, where they are in clusters, which."""
     reader = PoolReader(
         examples,
-        find_copies(examples, pool),
+        find_copies(examples, pool, output),
         None if proxy_tokens == target_tokens else IdIndex.of(proxy_tokens, "tokens-"),
         IdIndex.of(target_tokens, "tokens-"),
         None if assigned is None else IdIndex.of(assigned, "assignments-"),
         seed,
+        output,
     )
     return PoolBlocks.read(reader, pool)

@@ -1,8 +1,8 @@
 """`clusters` and tokens -> `subset`: `subset.parquet` and `rows/`, the selected rows in the input's own format.
 
 Every selector is a ranking of the pool (the rows that both models can be trained on); a budget takes a prefix of it.
-Where the ranking is one of draws within groups, only rows that the prefix can hold reach the driver: it grows with the
-subset and not with the pool.
+Where the ranking is one of draws within groups, and the budget counts rows, only rows that the prefix can hold reach
+the driver: it grows with the subset and not with the pool.
 """
 
 from collections import Counter
@@ -91,7 +91,7 @@ def select_subset(
     """
     workers, tokens = resources.cluster_trajectories, (inputs.proxy_tokens, inputs.target_tokens)
     leave_sign(output)
-    pool = read_pool(inputs.examples, *tokens, inputs.assigned, workers, seed=seed)
+    pool = read_pool(inputs.examples, *tokens, inputs.assigned, workers, output, seed=seed)
     if not pool.rows_pool:
         raise DataError("no row has response tokens for both proxy and target. Raise tokens.max_tokens.")
     n_left = int(pool.size_G.sum())
@@ -191,8 +191,9 @@ def _copy_rows(
     if not files:
         files = find_inputs(inputs.examples.uri_of(schemas.SYNTHETIC_INPUT), key="examples.synthetic")
     index_M, row_M = locations(ids)
-    with_rows = np.unique(index_M).tolist()
-    arguments = ((files[index], row_M[index_M == index], output) for index in with_rows)
+    with_rows, first = np.unique(index_M, return_index=True)
+    parts = zip(with_rows.tolist(), np.split(row_M, first[1:]), strict=True)
+    arguments = ((files[index], rows, output) for index, rows in parts)
     records = []
     with display.progress("copy selected rows", len(ids), "rows") as progress:
         for record in each(_copy_file, arguments, pool):

@@ -64,7 +64,7 @@ class Overview:
 
     Attributes:
         strata: their names, in order.
-        mean_initial: mean loss before training over all rows but copies, for the guard; NaN without one.
+        mean_initial: mean loss before training over all rows but copies, for the guard; NaN where none was looked at.
     """
 
     strata: tuple[str, ...]

@@ -83,7 +83,9 @@ def test_bits_do_not_depend_on_workers_or_blocks(
     bench: Bench, inputs: stage.Inputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = ClusterConfig(n_clusters=K)
+    monkeypatch.setattr(trajectory_blocks, "BLOCK_ROWS", 400)
     reference = bench.run(stage.cluster_trajectories, inputs, config, pool(1))
+    assert len(reference.files("assignments-")) > 4
     for workers in (2, 4):
         found = bench.run(stage.cluster_trajectories, inputs, config, pool(workers))
         assert checksums(found) == checksums(reference)
@@ -128,6 +130,46 @@ def test_the_guard_finds_over_all_blocks_what_it_finds_in_one_table(
     assert set(aside.column("reason").to_pylist()) == {DUPLICATE, NOT_LEARNED}
     assert found.read_table("assignments-").column("example_id").to_pylist() == id_N[expected.kept_N].tolist()
     assert found.summary["not_learned_share"] == expected.not_learned_share
+
+
+def test_a_guard_that_finds_nothing_says_so_with_an_empty_file(bench: Bench, inputs: stage.Inputs) -> None:
+    found = bench.run(stage.cluster_trajectories, inputs, ClusterConfig(n_clusters=K, guard=1e6))
+    assert len(found.read_table("set_aside-")) == 0
+    assert found.summary["rows_not_learned"] == 0
+    assert not bench.run(stage.cluster_trajectories, inputs, ClusterConfig(n_clusters=K)).files("set_aside-")
+
+
+def test_a_stratum_that_the_guard_empties_has_no_clusters(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trajectory_blocks, "BLOCK_ROWS", 30)
+    loss_NT = np.linspace(4, 1, T) + np.random.default_rng(2).gamma(1, 0.1, (300, T))
+    loss_NT[::100] = 5.0  # the rows without a source, which are the first of some blocks
+    config = ClusterConfig(n_clusters=3, stratify_by="source", guard=0.9)
+    found = bench.run(stage.cluster_trajectories, made_inputs(bench, loss_NT), config)
+    assert found.read_table("set_aside-").column("example_id").to_pylist() == [0, 100, 200]
+    assert set(found.read_table("centroids").column("stratum").to_pylist()) == {"a", "b"}
+    assert found.summary["strata"] == 2
+    assert found.summary["rows"] == 297
+
+
+def test_hidden_states_are_clustered_in_place_of_losses(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden_ND = np.random.default_rng(4).normal(0, 1, (N, 16)).astype(np.float32)
+    hidden_ND[: N // 2] += 20
+    schema = schemas.hidden_states(16)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(hidden_ND.ravel()), 16)
+    table = pa.table([np.arange(N), column], schema=schema)
+
+    def write(output: StagedOutput) -> StageResult:
+        parts = [("hidden_states-0.parquet", table[:100]), ("hidden_states-1.parquet", table[100:])]
+        return StageResult([output.write_parquet(name, [part], schema) for name, part in parts], {})
+
+    losses = made_inputs(bench)
+    inputs = stage.Inputs(losses.trajectories, losses.examples, bench.make("hidden_states", write))
+    monkeypatch.setattr(trajectory_blocks, "BLOCK_VALUES", 16 * 700)
+    found = bench.run(stage.cluster_trajectories, inputs, ClusterConfig(n_clusters=2, features="hidden_state"))
+    assert len(found.files("assignments-")) == -(-N // 700)
+    labels = found.read_table("assignments-").column("cluster_id").to_numpy()
+    assert len(set(labels[: N // 2])) == len(set(labels[N // 2 :])) == 1
+    assert labels[0] != labels[-1]
 
 
 def test_a_loss_that_is_no_number_is_refused_by_the_ids_of_its_rows(
