@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from s2l_ray.errors import ArtifactError
 from s2l_ray.filesystems import CHUNK, digest_of, opened, reads_in_threads
-from s2l_ray.schemas import is_ascending, matrix
+from s2l_ray.schemas import in_order, is_ascending, matrix
 from s2l_ray.storage import Storage
 
 MANIFEST = "manifest.json"
@@ -170,8 +170,7 @@ class Artifact:
             prefix: as `read_table`.
             columns: with `example_id` among them; all unless given.
         """
-        table = self.read_table(prefix, columns)
-        return table if is_ascending(table.column("example_id").to_numpy()) else table.sort_by("example_id")
+        return in_order(self.read_table(prefix, columns))
 
     def rows(self, prefix: str) -> int:
         """Return how many rows the files have whose path starts with `prefix`."""

@@ -39,6 +39,11 @@ def is_ascending(example_id_N: NDArray[Any]) -> bool:
     return bool((example_id_N[1:] > example_id_N[:-1]).all())
 
 
+def in_order(table: pa.Table) -> pa.Table:
+    """Return a table in order of id; rows that are in order already, as they mostly are, are not copied."""
+    return table if is_ascending(table.column("example_id").to_numpy()) else table.sort_by("example_id")
+
+
 TURN = pa.struct([("role", pa.string()), ("content", pa.string())])
 """The roles are those of `turns`; tools and calls of tools are JSON."""
 

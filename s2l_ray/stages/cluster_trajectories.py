@@ -65,8 +65,9 @@ def cluster_trajectories(
     reader = Reader(inputs, config, contents, output)
     overview = reader.overview(pool)
     blocks = reader.blocks(overview, pool)
-    clustered = _cluster_all(blocks, overview.strata, _Settings(config, pool, seed))
-    files, sums = _write_all(blocks, clustered, _Settings(config, pool, seed), output)
+    settings = _Settings(config, pool, seed)
+    clustered = _cluster_all(blocks, overview.strata, settings)
+    files, sums = _write_all(blocks, clustered, settings, output)
     there = [(each_stratum, part) for each_stratum, part in zip(clustered, sums, strict=True) if part.count_K.size]
     centroids = schemas.centroids(blocks[0].found.width)
     tables = [_centroids(each_stratum, part, centroids) for each_stratum, part in there]

@@ -23,7 +23,7 @@ from s2l_ray.config import PoolResources
 from s2l_ray.draws import Copies, draw_hash, position_in_group
 from s2l_ray.id_index import IdIndex
 from s2l_ray.labels import coded
-from s2l_ray.schemas import is_ascending
+from s2l_ray.schemas import in_order, is_ascending
 from s2l_ray.stages.blocks import each
 from s2l_ray.stages.contents import find_copies
 from s2l_ray.stages.shared_storage import check_sign
@@ -104,8 +104,7 @@ class PoolReader:
 
     def read(self, start: int, stop: int) -> tuple[Counts, Rows]:
         """Read some of the examples, by their places."""
-        table = self.examples.read_span(EXAMPLES, start, stop, ["example_id", "content_hash", "source"])
-        table = table.sort_by("example_id")
+        table = in_order(self.examples.read_span(EXAMPLES, start, stop, ["example_id", "content_hash", "source"]))
         id_N = table.column("example_id").to_numpy()
         draw_N = draw_hash(table.column("content_hash").to_numpy(), self.copies.occurrence_of(id_N), self.seed)
         length_N, response_N, in_pool_N = self._tokens(id_N)

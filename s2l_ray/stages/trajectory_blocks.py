@@ -168,7 +168,7 @@ class Reader:
     def read(self, start: int, stop: int, columns: list[str]) -> pa.Table:
         """Read some trajectories, in order of id."""
         check_sign(self.output)
-        return _in_order(self.inputs.trajectories.read_span("trajectories-", start, stop, columns))
+        return schemas.in_order(self.inputs.trajectories.read_span("trajectories-", start, stop, columns))
 
     def features(
         self, start: int, stop: int, example_id_N: NDArray[np.int64], loss_NT: NDArray[np.float32]
@@ -181,7 +181,7 @@ class Reader:
         if self.inputs.hidden_states is None:
             columns = window_columns(self.config.window, loss_NT.shape[1])
             return loss_NT if len(columns) == loss_NT.shape[1] else loss_NT[:, columns]
-        table = _in_order(self.inputs.hidden_states.read_span("hidden_states-", start, stop))
+        table = schemas.in_order(self.inputs.hidden_states.read_span("hidden_states-", start, stop))
         if not np.array_equal(table.column("example_id").to_numpy(), example_id_N):
             raise ArtifactError(
                 f"{self.inputs.hidden_states.uri} and {self.inputs.trajectories.uri} are not of the same rows. "
@@ -189,10 +189,6 @@ class Reader:
             )
         feature_NT: NDArray[np.float32] = schemas.matrix(table, "hidden_state")
         return feature_NT
-
-
-def _in_order(table: pa.Table) -> pa.Table:
-    return table if schemas.is_ascending(table.column("example_id").to_numpy()) else table.sort_by("example_id")
 
 
 def _look_over(reader: Reader, start: int, stop: int) -> tuple[set[str], float, int]:
