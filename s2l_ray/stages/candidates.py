@@ -1,4 +1,4 @@
-"""The rows of the pool that a selection can take: few where draws decide, all where scores or tokens do.
+"""The rows of the pool that a selection can take: few where draws decide, all where scores do.
 
 A selector shares its budget over classes of groups: clusters, sources, or all rows at once. How many rows the first of
 its ranking can take of each follows from sizes alone, and which these are from draws; so the driver holds what grows
@@ -121,20 +121,20 @@ def _by_cluster(table: pa.Table, count: str) -> dict[tuple[str, int], int]:
     return {(row["stratum"], row["cluster_id"]): row[count] for row in table.to_pylist()}
 
 
-def fetch_candidates(pool: PoolBlocks, select: SelectConfig, before: Before | None, n_wanted: int | None) -> Candidates:
+def fetch_candidates(pool: PoolBlocks, select: SelectConfig, before: Before | None, n_wanted: int) -> Candidates:
     """Fetch the rows that the first of a ranking can be.
 
     Args:
         pool: where they are.
         select: the selector.
         before: where the rows of the pool join clusters that were there.
-        n_wanted: how many of the ranking are taken; None where that is only known from all of it.
+        n_wanted: how many of the ranking are taken at most.
     """
     groups = Groups.of(pool)
     class_G = groups.classes(select)
     size_C = np.bincount(class_G, weights=groups.size_G).astype(np.int64)
     before_C = _before(before, groups, class_G, len(size_C))
-    most_C = size_C if n_wanted is None else _most_taken(select, groups, class_G, size_C, before_C, n_wanted)
+    most_C = _most_taken(select, groups, class_G, size_C, before_C, n_wanted)
     rows = pool.lowest(class_G, most_C)
     left_G = groups.size_G - np.bincount(rows.group, minlength=len(groups.size_G))
     left_C = np.bincount(class_G, weights=left_G, minlength=len(size_C)).astype(np.int64)

@@ -72,10 +72,19 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True)
 class Counts:
-    """What the driver is told of a block: the pool, and of the rows that may be selected how many each group has."""
+    """What the driver is told of a block: the pool, and of the rows that may be selected how many each group has.
+
+    Attributes:
+        rows_pool: rows that both models can read, those among them that cannot be selected.
+        response_tokens_pool: their response tokens for the target.
+        target_tokens: of the rows that may be selected.
+        groups: that they are of.
+        size_G: int64 [G], rows of each.
+    """
 
     rows_pool: int
     response_tokens_pool: int
+    target_tokens: int
     groups: tuple[Group, ...]
     size_G: NDArray[np.int64]
 
@@ -122,7 +131,7 @@ class PoolReader:
         sources, source_N = coded(table.column("source"))
         kept = np.flatnonzero(may_be_taken_N)
         groups, group_M, size_G = _grouped(sources, strata, source_N[kept], stratum_N[kept], cluster_id_N[kept])
-        counts = Counts(int(in_pool_N.sum()), int(response_N[in_pool_N].sum(dtype=np.int64)), groups, size_G)
+        counts = Counts(int(in_pool_N.sum()), _total(response_N[in_pool_N]), _total(length_N[kept]), groups, size_G)
         return counts, Rows(id_N[kept], draw_N[kept], group_M, length_N[kept], response_N[kept])
 
     def _tokens(self, id_N: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.bool_]]:
@@ -139,6 +148,10 @@ class PoolReader:
                 readable_N[place] = True
             in_pool_N &= readable_N
         return length_N, response_N, in_pool_N
+
+
+def _total(tokens_M: NDArray[np.int32]) -> int:
+    return int(tokens_M.sum(dtype=np.int64))
 
 
 def _grouped(
@@ -184,6 +197,16 @@ class PoolBlocks:
     def response_tokens_pool(self) -> int:
         """Their response tokens for the target."""
         return sum(counts.response_tokens_pool for counts in self.counts)
+
+    @property
+    def target_tokens(self) -> int:
+        """Tokens, for the target, of the rows that may be selected."""
+        return sum(counts.target_tokens for counts in self.counts)
+
+    @property
+    def rows_left(self) -> int:
+        """Rows that may be selected."""
+        return int(self.size_G.sum())
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:

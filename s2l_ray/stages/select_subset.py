@@ -1,10 +1,11 @@
 """`clusters` and tokens -> `subset`: `subset.parquet` and `rows/`, the selected rows in the input's own format.
 
 Every selector is a ranking of the pool (the rows that both models can be trained on); a budget takes a prefix of it.
-Where the ranking is one of draws within groups, and the budget counts rows, only rows that the prefix can hold reach
-the driver: it grows with the subset and not with the pool.
+Where the ranking is one of draws within groups, only rows that the prefix can hold reach the driver: it grows with the
+subset and not with the pool.
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from s2l_ray import schemas
 from s2l_ray.artifacts import Artifact, FileRecord, StageResult
 from s2l_ray.attempts import StagedOutput
-from s2l_ray.budgets import parse_budget, rows_in_budget
+from s2l_ray.budgets import Budget, parse_budget, rows_in_budget
 from s2l_ray.config import PoolResources, ResourcesConfig, SelectConfig
 from s2l_ray.errors import ConfigError, DataError
 from s2l_ray.examples import locations
@@ -41,9 +42,11 @@ from s2l_ray.sampling import (
 from s2l_ray.stage_settings import SelectSettings
 from s2l_ray.stages.blocks import each
 from s2l_ray.stages.candidates import Before, Candidates, fetch_candidates
-from s2l_ray.stages.pool_blocks import Rows, read_pool
+from s2l_ray.stages.pool_blocks import PoolBlocks, Rows, read_pool
 from s2l_ray.stages.shared_storage import check_sign, leave_sign
 
+TOKENS_MARGIN = 1.1
+"""How many rows more than the mean length says are looked at for a budget in tokens."""
 REASONS = {
     "paper": "even share of its cluster",
     "official": "even share of its source and cluster",
@@ -94,16 +97,10 @@ def select_subset(
     pool = read_pool(inputs.examples, *tokens, inputs.assigned, workers, output, seed=seed)
     if not pool.rows_pool:
         raise DataError("no row has response tokens for both proxy and target. Raise tokens.max_tokens.")
-    n_left = int(pool.size_G.sum())
-    budget = parse_budget(1.0 if config.select.method == "full" else config.select.budget)
-    n_wanted = None if budget.kind == "tokens" else rows_in_budget(budget, pool.rows_pool)
-    _check_left(n_wanted, pool.rows_pool, n_left, inputs.assignments)
     before = Before.of(inputs.clusters, inputs.subset) if inputs.clusters and inputs.subset else None
-    candidates = fetch_candidates(pool, config.select, before, n_wanted)
-    rank_N = _rank(candidates, config.select, inputs, len(candidates) if n_wanted is None else n_wanted)
-    order = order_of(rank_N)
-    n_rows = n_wanted or rows_in_budget(budget, len(candidates), candidates.rows.target_tokens[order])
-    taken = np.sort(order[:n_rows])
+    ranking = _Ranking(pool, config.select, inputs, before)
+    candidates, rank_N, n_rows = ranking.to(parse_budget(_budget(config.select)))
+    taken = np.sort(order_of(rank_N)[:n_rows])
     chosen, cluster_id_M = candidates.rows.take(taken), candidates.cluster_id_N[taken]
     table = pa.table(
         {
@@ -125,7 +122,7 @@ def select_subset(
         {
             "rows": n_rows,
             **pool_facts,
-            "rows_set_aside": pool.rows_pool - n_left,
+            "rows_set_aside": pool.rows_pool - pool.rows_left,
             "target_tokens": int(chosen.target_tokens.sum()),
             "target_response_tokens": int(chosen.response_tokens.sum()),
             "rows_per_source": _counts(candidates.source_N[taken], candidates.groups.sources),
@@ -133,15 +130,61 @@ def select_subset(
     )
 
 
-def _check_left(n_wanted: int | None, n_pool: int, n_left: int, assignments: Artifact | None) -> None:
-    if n_wanted is None or n_wanted <= n_left:
+def _budget(select: SelectConfig) -> int | float | str:
+    return 1.0 if select.method == "full" else select.budget
+
+
+@dataclass(frozen=True)
+class _Ranking:
+    """The pool as a selector orders it, of which only the first rows are worked out."""
+
+    pool: PoolBlocks
+    select: SelectConfig
+    inputs: Inputs
+    before: Before | None
+
+    def to(self, budget: Budget) -> tuple[Candidates, NDArray[np.int64], int]:
+        """Return rows, their rank, and how many of the first the budget takes.
+
+        Raises:
+            ConfigError: the budget does not fit what is left of the pool.
+        """
+        if budget.kind == "tokens":
+            return self._to_tokens(budget)
+        n_rows = rows_in_budget(budget, self.pool.rows_pool)
+        _check_left(n_rows, self.pool, self.inputs.assignments)
+        return *self.first(n_rows), n_rows
+
+    def _to_tokens(self, budget: Budget) -> tuple[Candidates, NDArray[np.int64], int]:
+        """Take rows of mean length as a guess, and twice as many until their tokens are too many."""
+        _check_left(1, self.pool, self.inputs.assignments)
+        n_left = self.pool.rows_left
+        n_rows = math.ceil(TOKENS_MARGIN * budget.amount * n_left / max(1, self.pool.target_tokens))
+        while True:
+            n_rows = min(n_rows, n_left)
+            candidates, rank_N = self.first(n_rows)
+            tokens = candidates.rows.target_tokens[order_of(rank_N)[:n_rows]]
+            if n_rows == n_left or int(tokens.sum(dtype=np.int64)) > budget.amount >= tokens[0]:
+                return candidates, rank_N, rows_in_budget(budget, n_rows, tokens)
+            # Also where the first row is too long: the message names the shortest of all.
+            n_rows = 2 * n_rows if tokens[0] <= budget.amount else n_left
+
+    def first(self, n_rows: int) -> tuple[Candidates, NDArray[np.int64]]:
+        """Return rows and their rank, which is that in the whole pool for as many as are asked for."""
+        candidates = fetch_candidates(self.pool, self.select, self.before, n_rows)
+        return candidates, _rank(candidates, self.select, self.inputs, n_rows)
+
+
+def _check_left(n_wanted: int, pool: PoolBlocks, assignments: Artifact | None) -> None:
+    n_left = pool.rows_left
+    if n_wanted <= n_left:
         return
-    found = f"the budget asks for {n_wanted} of {n_pool} rows, but {n_pool - n_left} were set aside"
-    lower = f"{n_left} are left. Lower it to {n_left} rows or less"
+    found = f"the budget asks for {n_wanted} of {pool.rows_pool} rows, but {pool.rows_pool - n_left} were set aside"
+    lower = f"{n_left} are left. " + (f"Lower it to {n_left} rows or less, or " if n_left else "Expected to ")
     if assignments is None:
-        raise ConfigError(f"{found} by the guard and {lower}, or set cluster.guard to null.")
+        raise ConfigError(f"{found} by the guard and {lower}set cluster.guard to null.")
     reasons = ", ".join(f"{count} {reason}" for reason, count in assignments.summary["rows_set_aside"].items())
-    raise ConfigError(f"{found} ({reasons}) and {lower}, or bring more new rows.")
+    raise ConfigError(f"{found} ({reasons}) and {lower}bring more new rows.")
 
 
 def _rank(candidates: Candidates, select: SelectConfig, inputs: Inputs, n_wanted: int) -> NDArray[np.int64]:

@@ -178,8 +178,9 @@ def test_few_rows_are_fetched_where_few_are_wanted(bench: Bench, made: Made, mon
 
     monkeypatch.setattr(pool_blocks.PoolBlocks, "_below", counted)
     monkeypatch.setattr(pool_blocks, "DEVIATIONS", 2.0)
-    for method in ("random", "random_per_source", "paper"):
-        run(bench, made, {"method": method, "budget": 60})
+    for budget in (60, "1k tokens"):
+        for method in ("random", "random_per_source", "paper"):
+            run(bench, made, {"method": method, "budget": budget})
     assert 60 <= fetched[0] < 120
     assert max(fetched) < len(made.table["id"]) / 2
 
@@ -192,6 +193,20 @@ def test_draws_that_are_not_spread_evenly_are_asked_for_again(
     monkeypatch.setattr(pool_blocks, "DEVIATIONS", 6.0)
     found, _ = run(bench, made, {"method": "random", "budget": 200})
     assert found.digest == reference.digest
+
+
+def test_a_guess_of_too_few_rows_for_a_budget_in_tokens_is_mended(
+    bench: Bench, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    selected = {"method": "paper", "budget": "5k tokens"}
+    expected, _ = run(bench, made, selected)
+    monkeypatch.setattr(stage, "TOKENS_MARGIN", 0.01)
+    assert run(bench, made, selected)[0].digest == expected.digest
+    shortest = int(made.table["length"].min())
+    first = made.table["length"][np.argmin(made.table["draw"])]
+    assert first > shortest
+    with pytest.raises(ConfigError, match=rf"has {first} \(the smallest has {shortest}\)"):
+        run(bench, made, {"method": "random", "budget": f"{shortest} tokens"})
 
 
 def test_a_budget_beyond_what_is_left_is_refused_with_what_there_is(bench: Bench, made: Made) -> None:
