@@ -26,7 +26,7 @@ STAGES = {
     "import_trajectories": 1,
     "embed_examples": 1,
     "cluster_trajectories": 3,
-    "assign_trajectories": 2,
+    "assign_trajectories": 3,
     "select_subset": 1,
     "finetune_target": 3,
     "evaluate_target": 2,

@@ -1,6 +1,6 @@
 """Drift: whether rows that came later are like those that the clusters were made of.
 
-Shape suffixes: N rows of the first pool, M new rows, K clusters.
+Shape suffix: K clusters, those of all strata.
 """
 
 import math
@@ -51,36 +51,43 @@ class Drift:
         )
 
 
-def drift_of(
-    distance_N: NDArray[np.floating[Any]],
-    cluster_N: NDArray[np.integer[Any]],
-    distance_M: NDArray[np.floating[Any]],
-    cluster_M: NDArray[np.integer[Any]],
-) -> Drift | None:
+def far_distance(largest: NDArray[np.floating[Any]], n_rows: int) -> float:
+    """Return the distance beyond which a row is far out: the quantile `FAR` of the first pool's.
+
+    Args:
+        largest: the largest `n_beyond(n_rows)` of the first pool's squared distances, in any order [nats^2].
+        n_rows: N.
+    """
+    place = FAR * (n_rows - 1)
+    around = np.sort(largest)[:2]
+    return float(around[0] + (around[-1] - around[0]) * (place - math.floor(place)))
+
+
+def n_beyond(n_rows: int) -> int:
+    """Return how many of the largest distances of N rows decide what is far out."""
+    return n_rows - math.floor(FAR * (n_rows - 1))
+
+
+def drift_of(size_K: NDArray[np.integer[Any]], new_K: NDArray[np.integer[Any]], n_far: int) -> Drift | None:
     """Compare new rows with the first pool.
 
     Args:
-        distance_N: squared distances to the own centroid in the first pool [nats^2].
-        cluster_N: numbers of the clusters, 0 to K - 1.
-        distance_M: those of the new rows.
-        cluster_M: theirs.
+        size_K: rows of each cluster in the first pool.
+        new_K: new rows of each.
+        n_far: new rows that are far out.
 
     Returns:
         None where there is no new row.
     """
-    n_new = len(distance_M)
+    n_first, n_new = int(size_K.sum()), int(new_K.sum())
     if not n_new:
         return None
-    usual = 1 - FAR
-    far_share = float((distance_M > np.quantile(distance_N, FAR)).mean())
-    n_clusters = int(max(cluster_N.max(), cluster_M.max())) + 1
-    share_K = np.bincount(cluster_N, minlength=n_clusters) / len(cluster_N)
-    new_K = np.bincount(cluster_M, minlength=n_clusters) / n_new
+    usual, share_K = 1 - FAR, size_K / n_first
     # The mean absolute deviation of a binomial share, as a normal one's.
-    by_chance_K = np.sqrt(2 / math.pi * share_K * (1 - share_K) * (1 / n_new + 1 / len(cluster_N)))
+    by_chance_K = np.sqrt(2 / math.pi * share_K * (1 - share_K) * (1 / n_new + 1 / n_first))
     return Drift(
-        far_share,
+        n_far / n_new,
         usual + CERTAIN * math.sqrt(usual * FAR / n_new),
-        float(np.abs(new_K - share_K).sum() / 2),
+        float(np.abs(new_K / n_new - share_K).sum() / 2),
         float(by_chance_K.sum() / 2),
     )

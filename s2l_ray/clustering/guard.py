@@ -51,17 +51,17 @@ class SetAside:
         return kept_N
 
     @property
-    def not_learned_share(self) -> float:
-        """Share of the rows that were not learned, copies left out."""
-        return float(self.not_learned_N.sum() / max(1, int((~self.duplicate_N).sum())))
-
-    @property
     def reason_N(self) -> NDArray[np.object_]:
         """Why a row is set aside; None where it is not."""
         reason_N = np.full(len(self.ratio_N), None, dtype=object)
         reason_N[self.not_learned_N] = NOT_LEARNED
         reason_N[self.duplicate_N] = DUPLICATE
         return reason_N
+
+
+def has_reason(reason_N: NDArray[np.object_]) -> NDArray[np.bool_]:
+    """Return which rows have a reason to be set aside; the others have None."""
+    return np.array([reason is not None for reason in reason_N], bool)
 
 
 def learning_ratio(loss_NT: NDArray[np.floating[Any]], mean_initial: float) -> NDArray[np.float64]:

@@ -97,6 +97,7 @@ class PoolResources(Demand):
 
 
 _SHARED = {
+    "assign_trajectories": "cluster_trajectories",
     "embed_examples": "score_examples",
     "diagnose_selection": "score_examples",
     "select_subset": "cluster_trajectories",

@@ -2,26 +2,34 @@
 
 Nothing is trained and no centroid moves. Rows that the first pool held already, copies among the new ones, rows that
 the guard does not pass, and rows of a stratum without clusters are set aside with their reason.
+Legend: M new rows of a block, T checkpoints, K clusters of all strata.
 """
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import ray
 from numpy.typing import NDArray
 
 from s2l_ray import schemas
-from s2l_ray.artifacts import Artifact, StageResult
+from s2l_ray.artifacts import Artifact, FileRecord, StageResult
 from s2l_ray.attempts import StagedOutput
-from s2l_ray.clustering import nearest
-from s2l_ray.clustering.drift import Drift, drift_of
-from s2l_ray.clustering.guard import learning_ratio, set_aside
+from s2l_ray.clustering import drift, nearest, seeding
+from s2l_ray.clustering.guard import has_reason, learning_ratio, set_aside
 from s2l_ray.clustering.partition import window_columns
-from s2l_ray.config import ClusterConfig, ResourcesConfig
-from s2l_ray.draws import occurrences
+from s2l_ray.config import ClusterConfig, PoolResources, ResourcesConfig
+from s2l_ray.errors import DataError
+from s2l_ray.id_index import IdIndex
+from s2l_ray.labels import coded, labelled
 from s2l_ray.log import display
-from s2l_ray.sampling import cluster_keys
+from s2l_ray.stages import trajectory_blocks
+from s2l_ray.stages.blocks import each
+from s2l_ray.stages.contents import Contents, find_copies, find_known
+from s2l_ray.stages.shared_storage import leave_sign
+from s2l_ray.stages.trajectory_blocks import Reader, aside_table, rows_at_once
 
 KNOWN = "in the first pool"
 NO_CLUSTER = "no cluster of its source"
@@ -37,101 +45,163 @@ class Inputs:
     known: Artifact
 
 
+@dataclass(frozen=True)
+class Centroids:
+    """The clusters as they are.
+
+    Attributes:
+        strata: names, in order of their clusters.
+        stratum_K: int32 [K], number of each cluster's stratum; the clusters of a stratum stand together.
+        size_K: int64 [K], rows of the first pool.
+        centroid_KT: float64 [K, T].
+        far: squared distance beyond which a row is far out [nats^2].
+    """
+
+    strata: list[str]
+    stratum_K: NDArray[np.int32]
+    size_K: NDArray[np.int64]
+    centroid_KT: NDArray[np.float64]
+    far: float
+
+
+@dataclass(frozen=True)
+class Assigned:
+    """What the driver is told of a block.
+
+    Attributes:
+        new_K: int64 [K], rows that joined each cluster.
+        n_far: those of them that are far out.
+        reasons: why others did not join one.
+    """
+
+    records: list[FileRecord]
+    new_K: NDArray[np.int64]
+    n_far: int
+    reasons: Counter[str]
+
+
 def assign_trajectories(
     inputs: Inputs, config: ClusterConfig, resources: ResourcesConfig, output: StagedOutput, *, seed: int
 ) -> StageResult:
-    """Give every new row its nearest centroid, and say how far the new rows are from the first."""
-    table = inputs.trajectories.read_in_order("trajectories-")
+    """Give every new row its nearest centroid, and say how far the new rows are from the first.
+
+    Raises:
+        ConfigError: the guard has a single checkpoint to go by.
+        DataError: there is no new row.
+    """
+    pool = resources.cluster_trajectories
+    leave_sign(output)
+    copies = find_copies(inputs.examples, pool, output)
+    rows = trajectory_blocks.Inputs(inputs.trajectories, inputs.examples)
+    if not rows.rows:
+        raise DataError("none of the new rows has a trajectory: none is left after tokenizing. Bring other new rows.")
+    reader = Reader(rows, config, Contents(IdIndex.of(inputs.examples, "examples-"), copies, seed), output)
+    known = find_known(inputs.examples, inputs.known, pool, output)
+    centroids = _centroids(inputs.clusters, pool)
+    shared = [ray.put(value) for value in (reader.look_over(pool).mean_initial, centroids, known)]
+    spans = ((number, *span, *shared) for number, span in enumerate(reader.spans(rows_at_once(rows.rows))))
+    found: list[Assigned] = list(each(_assign, spans, pool))
+    new_K = np.sum([block.new_K for block in found], axis=0)
+    notable = _drift(centroids, new_K, sum(block.n_far for block in found))
+    reasons = sum((block.reasons for block in found), Counter[str]())
+    summary = {
+        "rows": int(new_K.sum()),
+        "rows_set_aside": dict(sorted(reasons.items())),
+        "drift": None if notable is None else asdict(notable),
+    }
+    return StageResult([record for block in found for record in block.records], summary)
+
+
+def _centroids(clusters: Artifact, pool: PoolResources) -> Centroids:
+    table = clusters.read_table("centroids.parquet")
+    strata, stratum_K = coded(table.column("stratum"))
+    size_K = table.column("size").to_numpy()
+    n_rows = int(size_K.sum())
+    n_kept, largest = drift.n_beyond(n_rows), np.empty(0)
+    files = ((clusters, record, n_kept) for record in clusters.files("assignments-"))
+    for part in each(_largest, files, pool):
+        largest = _top(np.concatenate([largest, part]), n_kept)
+    return Centroids(strata, stratum_K, size_K, schemas.matrix(table, "centroid"), drift.far_distance(largest, n_rows))
+
+
+def _largest(clusters: Artifact, record: FileRecord, n_kept: int) -> NDArray[np.float64]:
+    return _top(clusters.read_rows(record, columns=["distance"]).column(0).to_numpy(), n_kept)
+
+
+def _top(value_N: NDArray[np.float64], n_kept: int) -> NDArray[np.float64]:
+    return value_N if len(value_N) <= n_kept else np.partition(value_N, -n_kept)[-n_kept:]
+
+
+def _assign(
+    number: int,
+    reader: Reader,
+    start: int,
+    stop: int,
+    mean_initial: float,
+    centroids: Centroids,
+    known: NDArray[np.int64],
+) -> Assigned:
+    table = reader.read(start, stop, ["example_id", "source", "loss"])
     example_id_M, loss_MT = table.column("example_id").to_numpy(), schemas.matrix(table, "loss")
-    strata = inputs.clusters.read_table("centroids.parquet")
-    stratum_M = _strata(table, strata, config)
-    reason_M, ratio_M = _reasons(inputs, table, loss_MT, config)
-    label_M, distance_M = _assigned(loss_MT[:, window_columns(config.window, loss_MT.shape[1])], stratum_M, strata)
-    reason_M = np.where(label_M < 0, NO_CLUSTER, reason_M)
-    kept_M = np.array([reason is None for reason in reason_M])
+    seeding.validate_trajectories(loss_MT, example_id_M)
+    ratio_M, reason_M = learning_ratio(loss_MT, mean_initial), np.full(len(table), None, dtype=object)
+    if reader.config.guard is not None:
+        occurrence_M = reader.contents.copies.occurrence_of(example_id_M)
+        reason_M = set_aside(loss_MT, occurrence_M, mean_initial, reader.config.guard).reason_N
+    reason_M[np.isin(example_id_M, known)] = KNOWN
+    stratum_M = _strata(table, reader.config, centroids.strata)
+    reason_M[stratum_M < 0] = NO_CLUSTER
+    kept = np.flatnonzero(~has_reason(reason_M))
+    feature_MT = loss_MT[kept][:, window_columns(reader.config.window, loss_MT.shape[1])]
+    nearest_M, distance_M = _nearest(feature_MT, stratum_M[kept], centroids)
+    first_S = np.searchsorted(centroids.stratum_K, np.arange(len(centroids.strata)))
     assignments = pa.table(
         {
-            "example_id": example_id_M[kept_M],
-            "stratum": stratum_M[kept_M],
-            "cluster_id": label_M[kept_M],
-            "distance": distance_M[kept_M],
+            "example_id": example_id_M[kept],
+            "stratum": labelled(stratum_M[kept], centroids.strata),
+            "cluster_id": (nearest_M - first_S[stratum_M[kept]]).astype(np.int32),
+            "distance": distance_M,
         },
         schema=schemas.ASSIGNMENTS,
     )
-    aside = pa.table(
-        {
-            "example_id": example_id_M[~kept_M],
-            "reason": reason_M[~kept_M],
-            "ratio": ratio_M[~kept_M],
-            "loss_first": loss_MT[~kept_M, 0],
-            "loss_last": loss_MT[~kept_M, -1],
-        },
-        schema=schemas.SET_ASIDE,
-    )
+    aside = aside_table(example_id_M, loss_MT, ratio_M, reason_M)
     records = [
-        output.write_parquet("assignments-00000.parquet", [assignments], schemas.ASSIGNMENTS),
-        output.write_parquet("set_aside-00000.parquet", [aside], schemas.SET_ASIDE),
+        reader.output.write_parquet(f"{name}-{number:05d}.parquet", [each_table], each_table.schema)
+        for name, each_table in (("assignments", assignments), ("set_aside", aside))
+        if len(each_table) or number == 0
     ]
-    reasons, counts = np.unique(reason_M[~kept_M].astype(str), return_counts=True)
-    drift = _drift(inputs.clusters, assignments)
-    summary = {
-        "rows": len(assignments),
-        "rows_set_aside": dict(zip(reasons.tolist(), counts.tolist(), strict=True)),
-        "drift": None if drift is None else asdict(drift),
-    }
-    return StageResult(records, summary)
+    new_K = np.bincount(nearest_M, minlength=len(centroids.size_K))
+    reasons = Counter(aside.column("reason").to_pylist())
+    return Assigned(records, new_K, int((distance_M > centroids.far).sum()), reasons)
 
 
-def _strata(table: pa.Table, centroids: pa.Table, config: ClusterConfig) -> NDArray[np.object_]:
-    if config.stratify_by == "source":
-        sources = table.column("source").to_numpy(zero_copy_only=False)
-        return np.array([source or "" for source in sources], dtype=object)
-    return np.full(len(table), centroids.column("stratum")[0].as_py(), dtype=object)
+def _strata(table: pa.Table, config: ClusterConfig, strata: Sequence[str]) -> NDArray[np.int32]:
+    """Return the number of each row's stratum, -1 where it has no clusters."""
+    if config.stratify_by is None:
+        return np.zeros(len(table), np.int32)
+    names, code_M = coded(table.column("source").fill_null(""))
+    number = {stratum: index for index, stratum in enumerate(strata)}
+    stratum_M: NDArray[np.int32] = np.array([number.get(name, -1) for name in names], np.int32)[code_M]
+    return stratum_M
 
 
-def _reasons(
-    inputs: Inputs, table: pa.Table, loss_MT: NDArray[np.float32], config: ClusterConfig
-) -> tuple[NDArray[np.object_], NDArray[np.float64]]:
-    """Return why a row is set aside, None where it is not, and its share of loss that is left."""
-    examples = inputs.examples.read_in_order("examples-", ["example_id", "content_hash"])
-    place_M = np.searchsorted(examples.column("example_id").to_numpy(), table.column("example_id").to_numpy())
-    hash_M = examples.column("content_hash").to_numpy()[place_M]
-    known = inputs.known.read_table("examples-", ["content_hash"]).column(0).to_numpy()
-    initial_M = table.column("loss_initial").to_numpy()
-    if config.guard is None:
-        ratio_M = learning_ratio(loss_MT, float(initial_M.mean(dtype=np.float64)))
-        reason_M = np.full(len(table), None, dtype=object)
-    else:
-        occurrence_M = occurrences(hash_M, table.column("example_id").to_numpy())
-        mean_initial = float(initial_M[occurrence_M == 0].mean(dtype=np.float64))
-        found = set_aside(loss_MT, occurrence_M, mean_initial, config.guard)
-        ratio_M, reason_M = found.ratio_N, found.reason_N
-    return np.where(np.isin(hash_M, known), KNOWN, reason_M), ratio_M
+def _nearest(
+    feature_MT: NDArray[np.float32], stratum_M: NDArray[np.int32], centroids: Centroids
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the nearest cluster of each row's stratum, as its number among all, and the squared distance."""
+    nearest_M, distance_M = np.zeros(len(feature_MT), np.int64), np.zeros(len(feature_MT))
+    for stratum in np.unique(stratum_M):
+        here_M, first = stratum_M == stratum, int(np.searchsorted(centroids.stratum_K, stratum))
+        assignment = nearest.assign(feature_MT[here_M], centroids.centroid_KT[centroids.stratum_K == stratum])
+        nearest_M[here_M], distance_M[here_M] = first + assignment.labels, assignment.sq_distance
+    return nearest_M, distance_M
 
 
-def _assigned(
-    feature_MT: NDArray[np.float32], stratum_M: NDArray[np.object_], centroids: pa.Table
-) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
-    """Return the cluster within the stratum, -1 where it has none, and the squared distance."""
-    label_M, distance_M = np.full(len(feature_MT), -1, np.int32), np.zeros(len(feature_MT))
-    of_stratum = centroids.column("stratum").to_numpy(zero_copy_only=False)
-    centroid_KT = schemas.matrix(centroids, "centroid")
-    for stratum in np.unique(of_stratum.astype(str)).tolist():
-        here_M = stratum_M == stratum
-        assignment = nearest.assign(feature_MT[here_M], centroid_KT[of_stratum == stratum])
-        label_M[here_M], distance_M[here_M] = assignment.labels, assignment.sq_distance
-    return label_M, distance_M
-
-
-def _drift(clusters: Artifact, assignments: pa.Table) -> Drift | None:
-    first = clusters.read_table("assignments-", ["stratum", "cluster_id", "distance"])
-    both = pa.concat_tables([first, assignments.select(first.column_names)])
-    key = cluster_keys(both.column("stratum").to_numpy(zero_copy_only=False), both.column("cluster_id").to_numpy())
-    distances: list[Any] = [part.column("distance").to_numpy() for part in (first, assignments)]
-    drift = drift_of(distances[0], key[: len(first)], distances[1], key[len(first) :])
-    if drift is not None and drift.is_notable:
+def _drift(centroids: Centroids, new_K: NDArray[np.int64], n_far: int) -> drift.Drift | None:
+    found = drift.drift_of(centroids.size_K, new_K, n_far)
+    if found is not None and found.is_notable:
         display.warn(
-            f"the new rows are not like the first pool: {drift.in_words}. The proxy may not know such rows; run the "
+            f"the new rows are not like the first pool: {found.in_words}. The proxy may not know such rows; run the "
             "whole again on all rows"
         )
-    return drift
+    return found

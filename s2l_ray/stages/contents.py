@@ -58,13 +58,30 @@ class Contents:
 
 def find_copies(examples: Artifact, pool: PoolResources, output: StagedOutput) -> Copies:
     """Look through all examples, in tasks; `output` is the attempt that they are to see."""
-    n_parts = max(1, -(-examples.rows("examples-") // PART_ROWS))
+    parts = _cut(examples, _n_parts(examples), pool, output)
+    return Copies.joined(list(each(_copies, (tuple(part) for part in parts), pool)))
+
+
+def find_known(examples: Artifact, known: Artifact, pool: PoolResources, output: StagedOutput) -> NDArray[np.int64]:
+    """Return the ids, ascending, of the examples whose content another pool has."""
+    n_parts = _n_parts(examples, known)
+    cut = (_cut(each_pool, n_parts, pool, output) for each_pool in (examples, known))
+    arguments = ((len(ours), *ours, *theirs) for ours, theirs in zip(*cut, strict=True))
+    return np.sort(np.concatenate(list(each(_known, arguments, pool))))
+
+
+def _n_parts(*pools: Artifact) -> int:
+    return max(1, -(-sum(examples.rows("examples-") for examples in pools) // PART_ROWS))
+
+
+def _cut(examples: Artifact, n_parts: int, pool: PoolResources, output: StagedOutput) -> list[list[Any]]:
+    """Return references to the (hash, id) of each part's rows."""
     parts: list[list[Any]] = [[] for _ in range(n_parts)]
     blocks = ((examples, files, n_parts, output) for files in _groups(examples))
     for _, *cut in each(_cut_by_content, blocks, pool, returns=1 + n_parts):
         for part, reference in zip(parts, cut, strict=True):
             part.append(reference)
-    return Copies.joined(list(each(_copies, (tuple(part) for part in parts), pool)))
+    return parts
 
 
 def _groups(examples: Artifact) -> Iterator[list[FileRecord]]:
@@ -91,3 +108,9 @@ def _cut_by_content(examples: Artifact, files: list[FileRecord], n_parts: int, o
 def _copies(*cut: NDArray[np.int64]) -> Copies:
     row_N2 = np.concatenate(cut)
     return Copies.among(row_N2[:, 0], row_N2[:, 1])
+
+
+def _known(n_ours: int, *cut: NDArray[np.int64]) -> NDArray[np.int64]:
+    ours_N2, theirs_N2 = np.concatenate(cut[:n_ours]), np.concatenate(cut[n_ours:])
+    known: NDArray[np.int64] = ours_N2[np.isin(ours_N2[:, 0], theirs_N2[:, 0]), 1]
+    return known

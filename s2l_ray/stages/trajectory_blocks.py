@@ -19,7 +19,7 @@ from s2l_ray import schemas
 from s2l_ray.artifacts import Artifact
 from s2l_ray.attempts import StagedOutput
 from s2l_ray.clustering import seeding
-from s2l_ray.clustering.guard import SUSPICIOUS_SHARE, SetAside, set_aside
+from s2l_ray.clustering.guard import SUSPICIOUS_SHARE, has_reason, set_aside
 from s2l_ray.clustering.partition import window_columns
 from s2l_ray.config import ClusterConfig, PoolResources
 from s2l_ray.errors import ArtifactError, DataError
@@ -124,14 +124,18 @@ class Reader:
     output: StagedOutput
 
     def overview(self, pool: PoolResources) -> Overview:
-        """Look through all rows, a few numbers of each."""
-        by_source, guard = self.config.stratify_by == "source", self.config.guard is not None
-        if not by_source and not guard:
+        """Find what clustering has to know of all rows, which may be nothing."""
+        if self.config.stratify_by is None and self.config.guard is None:
             return Overview((ALL,), float("nan"))
+        return self.look_over(pool)
+
+    def look_over(self, pool: PoolResources) -> Overview:
+        """Look through all rows, a few numbers of each."""
         sources, total, first_rows = set[str](), 0.0, 0
-        for names, block_sum, count in each(_look_over, self._spans(BLOCK_ROWS), pool):
+        for names, block_sum, count in each(_look_over, self.spans(BLOCK_ROWS), pool):
             # Losses are on a grid where float64 adds them exactly, in any order.
             sources, total, first_rows = sources | names, total + block_sum, first_rows + count
+        by_source = self.config.stratify_by == "source"
         return Overview(tuple(sorted(sources)) if by_source else (ALL,), total / first_rows)
 
     def blocks(self, overview: Overview, pool: PoolResources) -> list[Block]:
@@ -142,7 +146,7 @@ class Reader:
             DataError: a loss is NaN or infinite, or the guard leaves no row.
         """
         found: list[Block] = []
-        spans = ((*span, overview) for span in self._spans(self._block_rows()))
+        spans = ((*span, overview) for span in self.spans(self._block_rows()))
         with display.progress("read trajectories", self.inputs.rows, "rows") as progress:
             for block in each(_read, spans, pool, returns=5):
                 found.append(Block(*block))
@@ -160,7 +164,8 @@ class Reader:
         width: int = artifact.read_span(prefix, 0, 1, [column]).schema.field(column).type.list_size
         return max(1, min(rows_at_once(self.inputs.rows), BLOCK_VALUES // max(1, width)))
 
-    def _spans(self, rows: int) -> Iterator[tuple[Any, int, int]]:
+    def spans(self, rows: int) -> Iterator[tuple[Any, int, int]]:
+        """Cut the rows into pieces of some length: a reference to this reader, and where each starts and stops."""
         edges = [*range(0, self.inputs.rows, rows), self.inputs.rows]
         shared = ray.put(self)
         return ((shared, start, stop) for start, stop in pairwise(edges))
@@ -213,7 +218,7 @@ def _read(reader: Reader, start: int, stop: int, overview: Overview) -> tuple[An
     kept_N, aside, duplicates, not_learned = np.ones(len(example_id_N), bool), schemas.SET_ASIDE.empty_table(), 0, 0
     if reader.config.guard is not None:
         found = set_aside(loss_NT, occurrence_N, overview.mean_initial, reader.config.guard)
-        kept_N, aside = found.kept_N, _aside_table(example_id_N, loss_NT, found)
+        kept_N, aside = found.kept_N, aside_table(example_id_N, loss_NT, found.ratio_N, found.reason_N)
         duplicates, not_learned = int(found.duplicate_N.sum()), int(found.not_learned_N.sum())
     size_S = np.bincount(stratum_N[kept_N], minlength=len(overview.strata))
     about = Found(size_S, feature_NT.shape[1], len(example_id_N), duplicates, not_learned)
@@ -224,13 +229,19 @@ def _read(reader: Reader, start: int, stop: int, overview: Overview) -> tuple[An
     return about, feature_NT[order], example_id_N[order], draw_N[order], aside
 
 
-def _aside_table(example_id_N: NDArray[np.int64], loss_NT: NDArray[np.float32], found: SetAside) -> pa.Table:
-    aside = np.flatnonzero(~found.kept_N)
+def aside_table(
+    example_id_N: NDArray[np.int64],
+    loss_NT: NDArray[np.float32],
+    ratio_N: NDArray[np.float64],
+    reason_N: NDArray[np.object_],
+) -> pa.Table:
+    """Return the rows that have a reason to be set aside, None where there is none, as `schemas.SET_ASIDE`."""
+    aside = np.flatnonzero(has_reason(reason_N))
     return pa.table(
         {
             "example_id": example_id_N[aside],
-            "reason": found.reason_N[aside],
-            "ratio": found.ratio_N[aside],
+            "reason": reason_N[aside],
+            "ratio": ratio_N[aside],
             "loss_first": loss_NT[aside, 0],
             "loss_last": loss_NT[aside, -1],
         },

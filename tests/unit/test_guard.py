@@ -22,7 +22,6 @@ def test_set_aside_takes_rows_at_and_above_the_threshold():
     found = set_aside(loss_NT, np.zeros(3, int), 5.0)
     assert found.not_learned_N.tolist() == [False, True, True]
     assert found.reason_N.tolist() == [None, NOT_LEARNED, NOT_LEARNED]
-    assert found.not_learned_share == pytest.approx(2 / 3)
 
 
 def test_set_aside_keeps_the_first_of_equal_rows_and_counts_copies_in_nothing_else():
@@ -31,7 +30,7 @@ def test_set_aside_keeps_the_first_of_equal_rows_and_counts_copies_in_nothing_el
     assert found.kept_N.tolist() == [True, False, False, False]
     assert found.reason_N.tolist() == [None, DUPLICATE, NOT_LEARNED, DUPLICATE]
     assert found.ratio_N[0] == pytest.approx(0.2 / 3.1)
-    assert found.not_learned_share == 0.5
+    assert found.not_learned_N.tolist() == [False, False, True, False]
 
 
 def test_set_aside_with_one_checkpoint_is_refused_with_the_way_out():
