@@ -25,7 +25,7 @@ STAGES = {
     "score_examples": 2,
     "import_trajectories": 1,
     "embed_examples": 1,
-    "cluster_trajectories": 3,
+    "cluster_trajectories": 4,
     "assign_trajectories": 3,
     "select_subset": 1,
     "finetune_target": 3,

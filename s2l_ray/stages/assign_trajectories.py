@@ -26,10 +26,10 @@ from s2l_ray.id_index import IdIndex
 from s2l_ray.labels import coded, labelled
 from s2l_ray.log import display
 from s2l_ray.stages import trajectory_blocks
-from s2l_ray.stages.blocks import each
+from s2l_ray.stages.blocks import each, rows_at_once
 from s2l_ray.stages.contents import Contents, find_copies, find_known
 from s2l_ray.stages.shared_storage import leave_sign
-from s2l_ray.stages.trajectory_blocks import Reader, aside_table, rows_at_once
+from s2l_ray.stages.trajectory_blocks import Reader, aside_table
 
 KNOWN = "in the first pool"
 NO_CLUSTER = "no cluster of its source"
@@ -99,8 +99,8 @@ def assign_trajectories(
     known = find_known(inputs.examples, inputs.known, pool, output)
     centroids = _centroids(inputs.clusters, pool)
     shared = [ray.put(value) for value in (reader.look_over(pool).mean_initial, centroids, known)]
-    spans = ((number, *span, *shared) for number, span in enumerate(reader.spans(rows_at_once(rows.rows))))
-    found: list[Assigned] = list(each(_assign, spans, pool))
+    numbered = enumerate(reader.spans(rows_at_once(rows.rows)))
+    found: list[Assigned] = list(each(_assign, ((number, *span, *shared) for number, span in numbered), pool))
     new_K = np.sum([block.new_K for block in found], axis=0)
     notable = _drift(centroids, new_K, sum(block.n_far for block in found))
     reasons = sum((block.reasons for block in found), Counter[str]())

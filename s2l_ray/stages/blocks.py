@@ -6,6 +6,7 @@ made them, and what is lost with a node is made again.
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import ray
@@ -14,8 +15,25 @@ from s2l_ray.config import PoolResources
 from s2l_ray.errors import S2LError, StageFailed
 from s2l_ray.stages.capacity import remote_options
 
+BLOCK_ROWS = 250_000
+"""Rows of a block at most; fewer where that gives small data some blocks to share."""
+SMALL_BLOCK_ROWS = 25_000
+FEW_BLOCKS = 4
+BLOCK_VALUES = 16 * 2**20
+"""Numbers of a block at most: hidden states are wider than trajectories."""
 RETRIES = 20
 """How often a task is done again whose worker died, or whose result was lost: spot nodes go at any time."""
+
+
+def rows_at_once(n_rows: int, width: int = 1) -> int:
+    """Return how many of some rows, each of `width` numbers, a task is given."""
+    fair = max(SMALL_BLOCK_ROWS, -(-n_rows // FEW_BLOCKS))
+    return max(1, min(BLOCK_ROWS, fair, BLOCK_VALUES // max(1, width)))
+
+
+def spans(n_rows: int, at_once: int) -> Iterator[tuple[int, int]]:
+    """Cut rows into pieces, by their places: where each starts and stops."""
+    return pairwise([*range(0, n_rows, at_once), n_rows])
 
 
 def each(

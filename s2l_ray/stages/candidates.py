@@ -8,15 +8,15 @@ Legend: G groups, C classes, N candidates.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from s2l_ray.artifacts import Artifact
-from s2l_ray.config import SelectConfig
 from s2l_ray.labels import NONE, coded
-from s2l_ray.sampling import Beside, cluster_keys, most_taken, most_taken_officially
+from s2l_ray.sampling import Beside
 from s2l_ray.stages.pool_blocks import PoolBlocks, Rows
 
 
@@ -46,21 +46,25 @@ class Groups:
         cluster_id_G = np.array([group.cluster_id for group in pool.groups], np.int32)
         return cls(sources, strata, source_G, stratum_G, cluster_id_G, pool.size_G)
 
-    def classes(self, select: SelectConfig) -> NDArray[np.int64]:
-        """Return what the selector shares the budget over, as the number of each group's class."""
-        match select.method:
-            case "paper" | "guarded" | "embedding_kmeans":
-                return cluster_keys(self.stratum_G, self.cluster_id_G)
-            case "official":
-                return cluster_keys(self.source_G, self.cluster_id_G)
-            case "random_per_source":
-                return self.source_G.astype(np.int64) - NONE
-            case _:
-                return np.zeros(len(self.size_G), np.int64)
+    def sizes(self, class_G: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the rows of each class of groups; int64 [C]."""
+        return np.bincount(class_G, weights=self.size_G).astype(np.int64)
 
 
 def _texts(values: list[str | None]) -> pa.ChunkedArray:
     return pa.chunked_array([pa.array(values, pa.string())])
+
+
+class Sharing(Protocol):
+    """How a selector shares its budget."""
+
+    def classes(self, groups: Groups) -> NDArray[np.int64]:
+        """Return what the budget is shared over: int64 [G], the number of each group's class."""
+
+    def most_taken(
+        self, groups: Groups, class_G: NDArray[np.int64], before_C: Beside, n_wanted: int
+    ) -> NDArray[np.int64]:
+        """Bound what the first `n_wanted` rows of the ranking can take of each class; int64 [C]."""
 
 
 @dataclass(frozen=True)
@@ -121,21 +125,20 @@ def _by_cluster(table: pa.Table, count: str) -> dict[tuple[str, int], int]:
     return {(row["stratum"], row["cluster_id"]): row[count] for row in table.to_pylist()}
 
 
-def fetch_candidates(pool: PoolBlocks, select: SelectConfig, before: Before | None, n_wanted: int) -> Candidates:
+def fetch_candidates(pool: PoolBlocks, sharing: Sharing, before: Before | None, n_wanted: int) -> Candidates:
     """Fetch the rows that the first of a ranking can be.
 
     Args:
         pool: where they are.
-        select: the selector.
+        sharing: of the selector.
         before: where the rows of the pool join clusters that were there.
         n_wanted: how many of the ranking are taken at most.
     """
     groups = Groups.of(pool)
-    class_G = groups.classes(select)
-    size_C = np.bincount(class_G, weights=groups.size_G).astype(np.int64)
+    class_G = sharing.classes(groups)
+    size_C = groups.sizes(class_G)
     before_C = _before(before, groups, class_G, len(size_C))
-    most_C = _most_taken(select, groups, class_G, size_C, before_C, n_wanted)
-    rows = pool.lowest(class_G, most_C)
+    rows = pool.lowest(class_G, sharing.most_taken(groups, class_G, before_C, n_wanted))
     left_G = groups.size_G - np.bincount(rows.group, minlength=len(groups.size_G))
     left_C = np.bincount(class_G, weights=left_G, minlength=len(size_C)).astype(np.int64)
     left_S = np.bincount(groups.source_G - NONE, weights=left_G).astype(np.int64)
@@ -150,24 +153,3 @@ def _before(before: Before | None, groups: Groups, class_G: NDArray[np.int64], n
             key = (groups.strata[stratum], int(cluster_id))
             size_C[of_class], taken_C[of_class] = before.size.get(key, 0), before.taken.get(key, 0)
     return Beside(size_C, taken_C)
-
-
-def _most_taken(
-    select: SelectConfig,
-    groups: Groups,
-    class_G: NDArray[np.int64],
-    size_C: NDArray[np.int64],
-    before_C: Beside,
-    n_wanted: int,
-) -> NDArray[np.int64]:
-    match select.method:
-        case "paper" | "guarded" | "embedding_kmeans":
-            return most_taken(size_C, n_wanted, select.quota_exponent or 0.0, before_C)
-        case "official":
-            source_C = np.zeros(len(size_C), np.int64)
-            source_C[class_G] = groups.source_G
-            return most_taken_officially(source_C, size_C, n_wanted)
-        case "random_per_source" | "random":
-            return most_taken(size_C, n_wanted)
-        case _:
-            return size_C

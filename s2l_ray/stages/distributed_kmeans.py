@@ -5,8 +5,9 @@ hidden states are not on it, and their blocks depend on their number alone.
 Legend: N rows, T columns that are clustered, K clusters, M rows of the start's sample.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,8 @@ from numpy.typing import NDArray
 
 from s2l_ray.clustering import bounds, kmeans, nearest
 from s2l_ray.config import PoolResources
-from s2l_ray.stages.blocks import as_task, each, value_of
-from s2l_ray.stages.trajectory_blocks import Block, rows_at_once
+from s2l_ray.stages.blocks import as_task, each, rows_at_once, value_of
+from s2l_ray.stages.trajectory_blocks import Block
 
 Places = tuple[tuple[int, int], ...]
 """Rows start:stop of each block of a unit."""
@@ -70,11 +71,7 @@ class StratumRows:
     def sample(self, n: int) -> Sample:
         """Return the n rows of lowest draw; all of them where there are fewer."""
         arguments = ((unit.places, n, *unit.columns("feature", "example_id", "draw")) for unit in self._units)
-        found: Sample | None = None
-        for sample in each(_lowest, arguments, self._pool):
-            found = sample if found is None else found.merged(sample, n)
-        assert found is not None
-        return found
+        return _merged(each(_lowest, arguments, self._pool), n)
 
     def step(self) -> bounds.BoundedStep:
         """Return the pass over all rows."""
@@ -112,7 +109,7 @@ class StratumRows:
 def _units(blocks: Sequence[Block], stratum: int) -> list[_Unit]:
     spans = [(block, tuple(block.start_S1[stratum : stratum + 2].tolist())) for block in blocks]
     there = [(block, start, stop) for block, (start, stop) in spans if start < stop]
-    most = rows_at_once(sum(stop - start for _, start, stop in there))
+    most = rows_at_once(sum(stop - start for _, start, stop in there), there[0][0].found.width)
     units: list[list[tuple[Block, int, int]]] = []
     rows = most
     for block, start, stop in there:
@@ -132,7 +129,13 @@ def _cut(places: Places, arrays: Sequence[Any]) -> list[list[Any]]:
 
 
 def _lowest(places: Places, n: int, *arrays: Any) -> Sample:
-    return Sample(*(np.concatenate(column) for column in _cut(places, arrays))).lowest(n)
+    # A block at a time: features of all rows together would be as much memory again.
+    parts = (Sample(*columns).lowest(n) for columns in zip(*_cut(places, arrays), strict=True))
+    return _merged(parts, n)
+
+
+def _merged(samples: Iterable[Sample], n: int) -> Sample:
+    return reduce(lambda found, sample: found.merged(sample, n), samples)
 
 
 def _first_pass(places: Places, centroid_KT: Any, origin_T: Any, *arrays: Any) -> tuple[Any, kmeans.Partial]:

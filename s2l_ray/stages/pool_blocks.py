@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,10 +23,9 @@ from s2l_ray.draws import Copies, draw_hash, position_in_group
 from s2l_ray.id_index import IdIndex
 from s2l_ray.labels import coded
 from s2l_ray.schemas import in_order, is_ascending
-from s2l_ray.stages.blocks import each
+from s2l_ray.stages.blocks import each, rows_at_once, spans
 from s2l_ray.stages.contents import find_copies
 from s2l_ray.stages.shared_storage import check_sign
-from s2l_ray.stages.trajectory_blocks import rows_at_once
 
 EXAMPLES = "examples-"
 DEVIATIONS = 6.0
@@ -183,9 +181,9 @@ class PoolBlocks:
     def read(cls, reader: PoolReader, pool: PoolResources) -> "PoolBlocks":
         """Read the whole pool."""
         rows = reader.examples.rows(EXAMPLES)
-        edges, shared = [*range(0, rows, rows_at_once(rows)), rows], ray.put(reader)
-        spans = ((shared, start, stop) for start, stop in pairwise(edges))
-        found = list(each(_read, spans, pool, returns=1 + len(Rows._fields)))
+        shared = ray.put(reader)
+        arguments = ((shared, *span) for span in spans(rows, rows_at_once(rows)))
+        found = list(each(_read, arguments, pool, returns=1 + len(Rows._fields)))
         return cls(tuple(counts for counts, *_ in found), tuple(Rows(*columns) for _, *columns in found), pool)
 
     @property

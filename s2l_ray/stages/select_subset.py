@@ -22,46 +22,21 @@ from s2l_ray.budgets import Budget, parse_budget, rows_in_budget
 from s2l_ray.config import PoolResources, ResourcesConfig, SelectConfig
 from s2l_ray.errors import ConfigError, DataError
 from s2l_ray.examples import locations
-from s2l_ray.facility_location import facility_location_rank
 from s2l_ray.input_files import InputFile, check_unchanged
 from s2l_ray.inputs import find_inputs
 from s2l_ray.labels import labelled
 from s2l_ray.log import display
 from s2l_ray.raw_rows import copy_rows
-from s2l_ray.sampling import (
-    ScoredMethod,
-    balanced_rank,
-    cluster_keys,
-    official_rank,
-    order_of,
-    random_per_source_rank,
-    random_rank,
-    score_rank,
-    selection_score,
-)
+from s2l_ray.sampling import order_of
 from s2l_ray.stage_settings import SelectSettings
 from s2l_ray.stages.blocks import each
 from s2l_ray.stages.candidates import Before, Candidates, fetch_candidates
-from s2l_ray.stages.pool_blocks import PoolBlocks, Rows, read_pool
+from s2l_ray.stages.pool_blocks import PoolBlocks, read_pool
+from s2l_ray.stages.selectors import Selector, selector_of
 from s2l_ray.stages.shared_storage import check_sign, leave_sign
 
 TOKENS_MARGIN = 1.1
 """How many rows more than the mean length says are looked at for a budget in tokens."""
-REASONS = {
-    "paper": "even share of its cluster",
-    "official": "even share of its source and cluster",
-    "guarded": "share of its cluster, after the guard",
-    "embedding_kmeans": "even share of its cluster of hidden states",
-    "random": "drawn from all rows",
-    "random_per_source": "even share of its source",
-    "full": "every row",
-    "longest": "long response",
-    "least_confidence": "high loss after training",
-    "middle_perplexity": "perplexity near the median",
-    "high_learnability": "large drop of the loss",
-    "curriculum": "low loss after training",
-    "facility_location": "hidden state unlike those taken before",
-}
 
 
 @dataclass(frozen=True)
@@ -98,7 +73,8 @@ def select_subset(
     if not pool.rows_pool:
         raise DataError("no row has response tokens for both proxy and target. Raise tokens.max_tokens.")
     before = Before.of(inputs.clusters, inputs.subset) if inputs.clusters and inputs.subset else None
-    ranking = _Ranking(pool, config.select, inputs, before)
+    selector = selector_of(config.select, inputs.trajectories, inputs.hidden_states)
+    ranking = _Ranking(pool, selector, before, inputs.assignments)
     candidates, rank_N, n_rows = ranking.to(parse_budget(_budget(config.select)))
     taken = np.sort(order_of(rank_N)[:n_rows])
     chosen, cluster_id_M = candidates.rows.take(taken), candidates.cluster_id_N[taken]
@@ -108,7 +84,7 @@ def select_subset(
             "stratum": labelled(candidates.stratum_N[taken], candidates.groups.strata),
             "cluster_id": pa.array(cluster_id_M, mask=cluster_id_M < 0),
             "rank": rank_N[taken],
-            "reason": pa.repeat(REASONS[config.select.method], n_rows),
+            "reason": pa.repeat(selector.reason, n_rows),
         },
         schema=schemas.SUBSET,
     )
@@ -139,9 +115,9 @@ class _Ranking:
     """The pool as a selector orders it, of which only the first rows are worked out."""
 
     pool: PoolBlocks
-    select: SelectConfig
-    inputs: Inputs
+    selector: Selector
     before: Before | None
+    assignments: Artifact | None
 
     def to(self, budget: Budget) -> tuple[Candidates, NDArray[np.int64], int]:
         """Return rows, their rank, and how many of the first the budget takes.
@@ -152,12 +128,12 @@ class _Ranking:
         if budget.kind == "tokens":
             return self._to_tokens(budget)
         n_rows = rows_in_budget(budget, self.pool.rows_pool)
-        _check_left(n_rows, self.pool, self.inputs.assignments)
+        _check_left(n_rows, self.pool, self.assignments)
         return *self.first(n_rows), n_rows
 
     def _to_tokens(self, budget: Budget) -> tuple[Candidates, NDArray[np.int64], int]:
         """Take rows of mean length as a guess, and twice as many until their tokens are too many."""
-        _check_left(1, self.pool, self.inputs.assignments)
+        _check_left(1, self.pool, self.assignments)
         n_left = self.pool.rows_left
         n_rows = math.ceil(TOKENS_MARGIN * budget.amount * n_left / max(1, self.pool.target_tokens))
         while True:
@@ -171,8 +147,8 @@ class _Ranking:
 
     def first(self, n_rows: int) -> tuple[Candidates, NDArray[np.int64]]:
         """Return rows and their rank, which is that in the whole pool for as many as are asked for."""
-        candidates = fetch_candidates(self.pool, self.select, self.before, n_rows)
-        return candidates, _rank(candidates, self.select, self.inputs, n_rows)
+        candidates = fetch_candidates(self.pool, self.selector, self.before, n_rows)
+        return candidates, self.selector.rank(candidates, n_rows)
 
 
 def _check_left(n_wanted: int, pool: PoolBlocks, assignments: Artifact | None) -> None:
@@ -185,46 +161,6 @@ def _check_left(n_wanted: int, pool: PoolBlocks, assignments: Artifact | None) -
         raise ConfigError(f"{found} by the guard and {lower}set cluster.guard to null.")
     reasons = ", ".join(f"{count} {reason}" for reason, count in assignments.summary["rows_set_aside"].items())
     raise ConfigError(f"{found} ({reasons}) and {lower}bring more new rows.")
-
-
-def _rank(candidates: Candidates, select: SelectConfig, inputs: Inputs, n_wanted: int) -> NDArray[np.int64]:
-    rows, source_N, beside_N = candidates.rows, candidates.source_N, candidates.beside_N
-    draw_N, tie_N = rows.draw, rows.example_id
-    match select.method:
-        case "paper" | "guarded" | "embedding_kmeans":
-            cluster_N = cluster_keys(candidates.stratum_N, candidates.cluster_id_N)
-            return balanced_rank(cluster_N, draw_N, tie_N, select.quota_exponent or 0.0, beside_N)
-        case "official":
-            beside = (beside_N.size_N, candidates.source_beside_N)
-            return official_rank(source_N, candidates.cluster_id_N, draw_N, tie_N, *beside)
-        case "random_per_source":
-            return random_per_source_rank(source_N, draw_N, tie_N, beside_N)
-        case "random" | "full":
-            return random_rank(draw_N, tie_N)
-        case "facility_location":
-            return _facility_location_rank(rows, inputs, n_wanted)
-        case _:
-            return score_rank(_score(rows, select.method, inputs), draw_N, tie_N)
-
-
-def _score(rows: Rows, method: ScoredMethod, inputs: Inputs) -> NDArray[np.float64]:
-    initial_N = last_N = np.zeros(len(rows.example_id), np.float32)
-    if inputs.trajectories is not None:
-        table = inputs.trajectories.read_in_order("trajectories-", ["example_id", "loss_initial", "loss"])
-        place_N = np.searchsorted(table.column("example_id").to_numpy(), rows.example_id)
-        initial_N = table.column("loss_initial").to_numpy()[place_N]
-        last_N = schemas.matrix(table, "loss")[place_N, -1]
-    return selection_score(method, loss_initial_N=initial_N, loss_last_N=last_N, response_tokens_N=rows.response_tokens)
-
-
-def _facility_location_rank(rows: Rows, inputs: Inputs, n_wanted: int) -> NDArray[np.int64]:
-    assert inputs.hidden_states is not None
-    example_id_N, hidden_ND = inputs.hidden_states.read_matrix("hidden_states-", "hidden_state")
-    place_N = np.searchsorted(example_id_N, rows.example_id)
-    if len(place_N) < len(example_id_N):
-        hidden_ND = hidden_ND[place_N]
-    with display.progress("facility location", n_wanted, "rows") as progress:
-        return facility_location_rank(hidden_ND, rows.draw, rows.example_id, n_wanted, on_progress=progress.update)
 
 
 def _copy_rows(

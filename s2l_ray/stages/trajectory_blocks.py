@@ -7,7 +7,6 @@ Legend: N rows of a block, T columns that are clustered, S strata.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -25,23 +24,13 @@ from s2l_ray.config import ClusterConfig, PoolResources
 from s2l_ray.errors import ArtifactError, DataError
 from s2l_ray.labels import coded
 from s2l_ray.log import display
-from s2l_ray.stages.blocks import each
+from s2l_ray.stages import blocks
+from s2l_ray.stages.blocks import each, rows_at_once, spans
 from s2l_ray.stages.contents import Contents
 from s2l_ray.stages.shared_storage import check_sign
 
-BLOCK_ROWS = 250_000
-"""Rows of a block at most; fewer where that gives small data some blocks to share."""
-SMALL_BLOCK_ROWS = 25_000
-FEW_BLOCKS = 4
-BLOCK_VALUES = 16 * 2**20
-"""Numbers of a block at most: hidden states are wider than trajectories."""
 ALL = "all"
 """The one stratum where there is no `stratify_by`."""
-
-
-def rows_at_once(n_rows: int) -> int:
-    """Return how many of some rows a task is given, whether the rows are all or those of a stratum."""
-    return min(BLOCK_ROWS, max(SMALL_BLOCK_ROWS, -(-n_rows // FEW_BLOCKS)))
 
 
 @dataclass(frozen=True)
@@ -132,7 +121,7 @@ class Reader:
     def look_over(self, pool: PoolResources) -> Overview:
         """Look through all rows, a few numbers of each."""
         sources, total, first_rows = set[str](), 0.0, 0
-        for names, block_sum, count in each(_look_over, self.spans(BLOCK_ROWS), pool):
+        for names, block_sum, count in each(_look_over, self.spans(blocks.BLOCK_ROWS), pool):
             # Losses are on a grid where float64 adds them exactly, in any order.
             sources, total, first_rows = sources | names, total + block_sum, first_rows + count
         by_source = self.config.stratify_by == "source"
@@ -162,13 +151,12 @@ class Reader:
             else (self.inputs.hidden_states, "hidden_states-", "hidden_state")
         )
         width: int = artifact.read_span(prefix, 0, 1, [column]).schema.field(column).type.list_size
-        return max(1, min(rows_at_once(self.inputs.rows), BLOCK_VALUES // max(1, width)))
+        return rows_at_once(self.inputs.rows, width)
 
     def spans(self, rows: int) -> Iterator[tuple[Any, int, int]]:
         """Cut the rows into pieces of some length: a reference to this reader, and where each starts and stops."""
-        edges = [*range(0, self.inputs.rows, rows), self.inputs.rows]
         shared = ray.put(self)
-        return ((shared, start, stop) for start, stop in pairwise(edges))
+        return ((shared, start, stop) for start, stop in spans(self.inputs.rows, rows))
 
     def read(self, start: int, stop: int, columns: list[str]) -> pa.Table:
         """Read some trajectories, in order of id."""

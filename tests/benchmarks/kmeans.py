@@ -2,16 +2,15 @@
 
 import importlib.util
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 
 import numpy as np
 
 from s2l_ray.clustering import kmeans, nearest, seeding
 from s2l_ray.config import PoolResources, ResourcesConfig
 from s2l_ray.stages import runtime
-from s2l_ray.stages.blocks import each
+from s2l_ray.stages.blocks import each, rows_at_once, spans
 from s2l_ray.stages.distributed_kmeans import StratumRows
-from s2l_ray.stages.trajectory_blocks import Block, rows_at_once
+from s2l_ray.stages.trajectory_blocks import Block
 from tests.benchmarks.harness import Benchmark, Ratio, alternate
 
 T, K, ITERATIONS, THREADS, ROUNDS = 12, 100, 20, 2, 3
@@ -55,8 +54,8 @@ def measure(n: int) -> Iterator[Ratio]:
 
 def blocks_of(loss_NT: np.ndarray) -> list[Block]:
     """Put rows into Ray's object store as the stage does."""
-    edges = [*range(0, len(loss_NT), rows_at_once(len(loss_NT))), len(loss_NT)]
-    return [Block.put(loss_NT[start:stop], np.arange(start, stop)) for start, stop in pairwise(edges)]
+    cut = spans(len(loss_NT), rows_at_once(len(loss_NT), loss_NT.shape[1]))
+    return [Block.put(loss_NT[start:stop], np.arange(start, stop)) for start, stop in cut]
 
 
 def peers(loss_NT: np.ndarray, start_KT: np.ndarray) -> dict[str, Callable[[], float]]:

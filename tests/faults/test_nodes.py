@@ -13,8 +13,8 @@ import ray
 from ray.cluster_utils import Cluster
 
 from s2l_ray.config import ClusterConfig, ResourcesConfig
+from s2l_ray.stages import blocks
 from s2l_ray.stages import cluster_trajectories as stage
-from s2l_ray.stages import trajectory_blocks
 from s2l_ray.stages.distributed_kmeans import StratumRows
 from tests.conftest import command, run_s2l, write_config
 from tests.faults.test_kills import at_work_on, manifests, wait_for
@@ -82,8 +82,8 @@ def test_a_node_that_dies_during_k_means_changes_nothing(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Blocks that Ray does not keep with the driver, as it does with small objects.
-    monkeypatch.setattr(trajectory_blocks, "BLOCK_ROWS", 10_000)
-    monkeypatch.setattr(trajectory_blocks, "SMALL_BLOCK_ROWS", 10_000)
+    monkeypatch.setattr(blocks, "BLOCK_ROWS", 10_000)
+    monkeypatch.setattr(blocks, "SMALL_BLOCK_ROWS", 10_000)
     bench, config = Bench(tmp_path / "storage"), ClusterConfig(n_clusters=20, max_iter=40)
     inputs = made_inputs(bench, np.random.default_rng(6).gamma(2, 1, (60_000, 6)))
     three = ResourcesConfig.model_validate({"cluster_trajectories": {"actors": [1, 3]}})

@@ -14,7 +14,7 @@ from s2l_ray.clustering.guard import DUPLICATE, NOT_LEARNED
 from s2l_ray.config import ClusterConfig
 from s2l_ray.errors import DataError
 from s2l_ray.stages import assign_trajectories as stage
-from s2l_ray.stages import contents, trajectory_blocks
+from s2l_ray.stages import blocks, contents, trajectory_blocks
 from s2l_ray.stages.cluster_trajectories import cluster_trajectories
 from tests.stages.conftest import Bench
 
@@ -68,9 +68,7 @@ def pools(bench: Bench) -> tuple[Rows, Rows]:
 
 
 def joined(bench: Bench, first: Rows, later: Rows, config: ClusterConfig) -> tuple[Artifact, Artifact]:
-    from s2l_ray.stages.trajectory_blocks import Inputs
-
-    clusters = bench.run(cluster_trajectories, Inputs(first.trajectories, first.examples), config)
+    clusters = bench.run(cluster_trajectories, trajectory_blocks.Inputs(first.trajectories, first.examples), config)
     inputs = stage.Inputs(later.trajectories, later.examples, clusters, first.examples)
     return clusters, bench.run(stage.assign_trajectories, inputs, config)
 
@@ -101,7 +99,7 @@ def test_new_rows_join_the_nearest_cluster_of_their_stratum(
     block_rows: int, config: ClusterConfig, bench: Bench, pools: tuple[Rows, Rows], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, later = pools
-    monkeypatch.setattr(trajectory_blocks, "BLOCK_ROWS", block_rows)
+    monkeypatch.setattr(blocks, "BLOCK_ROWS", block_rows)
     monkeypatch.setattr(contents, "PART_ROWS", max(100, block_rows // 2))
     clusters, found = joined(bench, first, later, config)
     assert (len(found.files("assignments-")) > 1) == (block_rows < LATER)

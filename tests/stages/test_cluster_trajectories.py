@@ -15,8 +15,8 @@ from s2l_ray.clustering.guard import DUPLICATE, NOT_LEARNED, set_aside
 from s2l_ray.config import ClusterConfig, ResourcesConfig
 from s2l_ray.draws import Draws, occurrences
 from s2l_ray.errors import DataError
+from s2l_ray.stages import blocks, contents
 from s2l_ray.stages import cluster_trajectories as stage
-from s2l_ray.stages import contents, trajectory_blocks
 from tests.stages.conftest import Bench
 
 N, T, K = 3000, 6, 20
@@ -83,14 +83,14 @@ def test_bits_do_not_depend_on_workers_or_blocks(
     bench: Bench, inputs: stage.Inputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = ClusterConfig(n_clusters=K)
-    monkeypatch.setattr(trajectory_blocks, "BLOCK_ROWS", 400)
+    monkeypatch.setattr(blocks, "BLOCK_ROWS", 400)
     reference = bench.run(stage.cluster_trajectories, inputs, config, pool(1))
     assert len(reference.files("assignments-")) > 4
     for workers in (2, 4):
         found = bench.run(stage.cluster_trajectories, inputs, config, pool(workers))
         assert checksums(found) == checksums(reference)
     for block_rows in (100, 700, 1000):
-        monkeypatch.setattr(trajectory_blocks, "BLOCK_ROWS", block_rows)
+        monkeypatch.setattr(blocks, "BLOCK_ROWS", block_rows)
         found = bench.run(stage.cluster_trajectories, inputs, config, pool(2))
         assert len(found.files("assignments-")) == -(-N // block_rows)
         assert tables(found) == tables(reference)
@@ -106,7 +106,7 @@ def test_strata_and_the_guard_give_the_same_bits_for_any_blocks_and_parts(
     assert reference.summary["strata"] == 3
     assert reference.summary["rows_duplicate"] == 100
     for block_rows, part_rows in ((100, 10), (700, 1000), (1000, 400)):
-        monkeypatch.setattr(trajectory_blocks, "BLOCK_ROWS", block_rows)
+        monkeypatch.setattr(blocks, "BLOCK_ROWS", block_rows)
         monkeypatch.setattr(contents, "PART_ROWS", part_rows)
         found = bench.run(stage.cluster_trajectories, inputs, config)
         assert tables(found) == tables(reference)
@@ -117,7 +117,7 @@ def test_the_guard_finds_over_all_blocks_what_it_finds_in_one_table(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inputs = made_inputs(bench, copy_of=7)
-    monkeypatch.setattr(trajectory_blocks, "BLOCK_ROWS", 300)
+    monkeypatch.setattr(blocks, "BLOCK_ROWS", 300)
     found = bench.run(stage.cluster_trajectories, inputs, ClusterConfig(n_clusters=K, guard=1.0))
     table, examples = inputs.trajectories.read_table("trajectories-"), inputs.examples.read_table("examples-")
     id_N, loss_NT = table.column("example_id").to_numpy(), schemas.matrix(table, "loss")
@@ -141,7 +141,7 @@ def test_a_guard_that_finds_nothing_says_so_with_an_empty_file(bench: Bench, inp
 
 
 def test_a_stratum_that_the_guard_empties_has_no_clusters(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trajectory_blocks, "BLOCK_ROWS", 30)
+    monkeypatch.setattr(blocks, "BLOCK_ROWS", 30)
     loss_NT = np.linspace(4, 1, T) + np.random.default_rng(2).gamma(1, 0.1, (300, T))
     loss_NT[::100] = 5.0  # the rows without a source, which are the first of some blocks
     config = ClusterConfig(n_clusters=3, stratify_by="source", guard=0.9)
@@ -165,7 +165,7 @@ def test_hidden_states_are_clustered_in_place_of_losses(bench: Bench, monkeypatc
 
     losses = made_inputs(bench)
     inputs = stage.Inputs(losses.trajectories, losses.examples, bench.make("hidden_states", write))
-    monkeypatch.setattr(trajectory_blocks, "BLOCK_VALUES", 16 * 700)
+    monkeypatch.setattr(blocks, "BLOCK_VALUES", 16 * 700)
     found = bench.run(stage.cluster_trajectories, inputs, ClusterConfig(n_clusters=2, features="hidden_state"))
     assert len(found.files("assignments-")) == -(-N // 700)
     labels = found.read_table("assignments-").column("cluster_id").to_numpy()
@@ -176,7 +176,7 @@ def test_hidden_states_are_clustered_in_place_of_losses(bench: Bench, monkeypatc
 def test_a_loss_that_is_no_number_is_refused_by_the_ids_of_its_rows(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trajectory_blocks, "BLOCK_ROWS", 300)
+    monkeypatch.setattr(blocks, "BLOCK_ROWS", 300)
     loss_NT = np.random.default_rng(1).gamma(2, 1, (N, T))
     loss_NT[1234, 3] = np.nan
     with pytest.raises(DataError, match=r"NaN or infinite loss \(example_id 1234; checkpoint index 3\)") as caught:

@@ -17,7 +17,7 @@ from s2l_ray.draws import Draws
 from s2l_ray.errors import ConfigError, DataError
 from s2l_ray.inputs import find_inputs
 from s2l_ray.stage_settings import SelectSettings
-from s2l_ray.stages import contents, pool_blocks, trajectory_blocks
+from s2l_ray.stages import blocks, contents, pool_blocks
 from s2l_ray.stages import select_subset as stage
 from tests.stages.conftest import Bench
 
@@ -140,7 +140,7 @@ METHODS = ["paper", "guarded", "official", "random", "random_per_source", "full"
 def test_takes_from_blocks_what_it_takes_from_one_table(
     method: str, budget: Any, bench: Bench, made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trajectory_blocks, "BLOCK_ROWS", 300)
+    monkeypatch.setattr(blocks, "BLOCK_ROWS", 300)
     monkeypatch.setattr(contents, "PART_ROWS", 500)
     exponent = {"quota_exponent": 0.5} if method == "guarded" else {}
     found, config = run(bench, made, {"method": method, "budget": budget, **exponent})
@@ -167,7 +167,7 @@ def test_takes_from_blocks_what_it_takes_from_one_table(
 
 
 def test_few_rows_are_fetched_where_few_are_wanted(bench: Bench, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trajectory_blocks, "BLOCK_ROWS", 300)
+    monkeypatch.setattr(blocks, "BLOCK_ROWS", 300)
     fetched: list[int] = []
     below = pool_blocks.PoolBlocks._below
 

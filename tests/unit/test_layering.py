@@ -89,7 +89,7 @@ def test_stage_knows_no_other_stage():
     for path in (PACKAGE / "stages").glob("*.py"):
         shared = ["runtime", "capacity", "metrics", "shards", "shared_storage", "launch", "train_worker"]
         shared += ["generate_with_vllm", "blocks", "contents", "trajectory_blocks", "distributed_kmeans"]
-        shared += ["pool_blocks", "candidates"]
+        shared += ["pool_blocks", "candidates", "selectors"]
         # A sweep is many runs.
         shared += ["run"] if path.stem == "run_sweep" else []
         names = [n.split(".") for n in imports_of(tree_of(path)) if n.startswith("s2l_ray.stages.")]
