@@ -1,8 +1,6 @@
 """Training under Ray Train: two workers give the losses of one, and DeepSpeed those of plain torch."""
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,25 +14,20 @@ from s2l_ray.estimates import Estimate
 from s2l_ray.experiment import experiment_of, parse_sparse
 from s2l_ray.plan import build_pipeline
 from s2l_ray.stage_settings import (
-    PrepareSettings,
     ProxySettings,
-    SelectSettings,
     TargetSettings,
     TokenizerSettings,
-    TokenizeSettings,
 )
 from s2l_ray.stages import (
     finetune_target,
-    prepare_examples,
     prepare_tokenizer,
     probe,
     score_examples,
-    tokenize_examples,
     train_proxy,
 )
-from s2l_ray.stages import select_subset as select
 from tests.conftest import TINY
 from tests.stages.conftest import Bench
+from tests.stages.prepared import Prepared, losses
 
 
 @pytest.fixture(scope="module")
@@ -43,30 +36,8 @@ def config() -> Config:
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory, config: Config, local_ray: None) -> "Prepared":
+def prepared(tmp_path_factory: pytest.TempPathFactory, config: Config, local_ray: None) -> Prepared:
     return Prepared(Bench(tmp_path_factory.mktemp("storage")), config)
-
-
-class Prepared:
-    def __init__(self, bench: Bench, config: Config) -> None:
-        self.bench = bench
-        prepare = PrepareSettings(config.examples, (), "train", 0.0, 7, "examples")
-        self.examples = bench.run(prepare_examples.prepare_examples, prepare_examples.Inputs(), prepare)
-        self.tokenizer = bench.run(
-            prepare_tokenizer.prepare_tokenizer,
-            prepare_tokenizer.Inputs(self.examples),
-            TokenizerSettings(config.tokens, config.tokens.template, None, "proxy"),
-        )
-        self.tokens = bench.run(
-            tokenize_examples.tokenize_examples,
-            tokenize_examples.Inputs(self.examples, self.tokenizer),
-            TokenizeSettings(config.tokens.max_tokens, config.tokens.template, config.examples),
-        )
-        self.subset = bench.run(
-            select.select_subset,
-            select.Inputs(self.examples, self.tokens, self.tokens),
-            SelectSettings(config.select.model_copy(update={"method": "random"}), ()),
-        )
 
 
 def test_tokenizer_of_much_data_is_trained_on_a_part_drawn_by_content(
@@ -89,11 +60,6 @@ def test_tokenizer_of_much_data_is_trained_on_a_part_drawn_by_content(
     assert len(part) == 2 * 50
     assert part == again
     assert set(part) <= set(whole)
-
-
-def losses(artifact: Artifact) -> list[float]:
-    lines = Path(artifact.path("metrics.jsonl")).read_text().splitlines()
-    return [json.loads(line)["mean_loss"] for line in lines]
 
 
 def workers(stage: str, count: int, **more: object) -> ResourcesConfig:
