@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -40,12 +42,36 @@ def manifests(storage: Path) -> dict[str, dict[str, object]]:
     return found
 
 
+ORDER = ("examples", "eval_examples", "overlap", "tokenizer", "tokens", "proxy", "trajectories", "clusters", "subset")
+ORDER += ("target", "scores", "comparison", "diagnostics", "report")
+"""Artifacts of a run, in the order in which they are made."""
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """A run that nothing happened to."""
+
+    storage: Path
+
+    @property
+    def manifests(self) -> dict[str, dict[str, object]]:
+        """Its artifacts, by address."""
+        return manifests(self.storage)
+
+    def copied_before(self, artifact: str, storage: Path) -> None:
+        """Put what is made before an artifact where another run finds it."""
+        for name in ORDER[: ORDER.index(artifact)]:
+            if (self.storage / name).is_dir():
+                shutil.copytree(self.storage / name, storage / name)
+
+
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, object]]:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     folder = tmp_path_factory.mktemp("undisturbed")
     done = run_s2l("run", str(write_config(folder)), "--json")
     assert done.returncode == 0, done.stderr
-    return manifests(folder / "storage")
+    assert {path.parts[-3] for path in (folder / "storage").glob("*/*/manifest.json")} <= set(ORDER)
+    return Undisturbed(folder / "storage")
 
 
 def at_work_on(storage: Path, artifact: str, sign: str) -> Callable[[], bool]:
@@ -53,30 +79,34 @@ def at_work_on(storage: Path, artifact: str, sign: str) -> Callable[[], bool]:
 
 
 @pytest.mark.parametrize(
-    ("artifact", "sign"),
+    ("artifact", "sign", "until"),
     [
-        pytest.param("examples", "heartbeat.json", marks=pytest.mark.slow),
-        ("proxy", "step=000015/*.safetensors"),
-        pytest.param("trajectories", "scratch/receipts/*.json", marks=pytest.mark.slow),
-        pytest.param("clusters", "heartbeat.json", marks=pytest.mark.slow),
-        pytest.param("target", "heartbeat.json", marks=pytest.mark.slow),
-        pytest.param("scores", "heartbeat.json", marks=pytest.mark.slow),
-        ("comparison", "arms.parquet"),
+        pytest.param("examples", "heartbeat.json", "tokenize_examples", marks=pytest.mark.slow),
+        ("proxy", "step=000015/*.safetensors", "score_examples"),
+        pytest.param("trajectories", "scratch/receipts/*.json", "select_subset", marks=pytest.mark.slow),
+        pytest.param("clusters", "heartbeat.json", "select_subset", marks=pytest.mark.slow),
+        pytest.param("target", "heartbeat.json", "write_report", marks=pytest.mark.slow),
+        pytest.param("scores", "heartbeat.json", "write_report", marks=pytest.mark.slow),
+        ("comparison", "arms.parquet", "write_report"),
     ],
 )
 def test_driver_killed_at_work_same_command_gives_the_same_bytes(
-    artifact: str, sign: str, tmp_path: Path, undisturbed: dict[str, dict[str, object]]
+    artifact: str, sign: str, until: str, tmp_path: Path, undisturbed: Undisturbed
 ) -> None:
     config, storage = write_config(tmp_path), tmp_path / "storage"
-    process = subprocess.Popen(command("run", str(config), "--json"), stdout=subprocess.DEVNULL)
+    arguments = ("run", str(config), "--json", "--until", until)
+    undisturbed.copied_before(artifact, storage)
+    process = subprocess.Popen(command(*arguments), stdout=subprocess.DEVNULL)
     wait_for(at_work_on(storage, artifact, sign), process)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     before = set(manifests(storage))
-    done = run_s2l("run", str(config), "--json")
+    done = run_s2l(*arguments)
     assert done.returncode == 0, done.stderr
-    assert manifests(storage) == undisturbed
-    assert len(json.loads(done.stdout)["ran"]) == len(undisturbed) - len(before)
+    found, expected = manifests(storage), undisturbed.manifests
+    assert found == {path: expected[path] for path in found}
+    assert until != "write_report" or found == expected
+    assert len(json.loads(done.stdout)["ran"]) == len(found) - len(before) > 0
 
 
 @pytest.mark.parametrize(
@@ -89,9 +119,10 @@ def test_driver_killed_at_work_same_command_gives_the_same_bytes(
     ],
 )
 def test_train_worker_killed_mid_run_goes_on_from_its_last_checkpoint(
-    stage: str, artifact: str, sign: str, tmp_path: Path, undisturbed: dict[str, dict[str, object]]
+    stage: str, artifact: str, sign: str, tmp_path: Path, undisturbed: Undisturbed
 ) -> None:
     config, storage = write_config(tmp_path), tmp_path / "storage"
+    undisturbed.copied_before(artifact, storage)
     process = subprocess.Popen(command("run", str(config), "--json", "--until", stage), stdout=subprocess.DEVNULL)
     wait_for(at_work_on(storage, artifact, sign), process)
     workers = [p for p in psutil.Process(process.pid).children(recursive=True) if "RayTrainWorker" in _title(p)]
@@ -100,7 +131,7 @@ def test_train_worker_killed_mid_run_goes_on_from_its_last_checkpoint(
         worker.kill()
     assert process.wait(timeout=WAIT_SECONDS) == 0
     found = {path: data for path, data in manifests(storage).items() if path.startswith(f"{artifact}/")}
-    assert found == {path: data for path, data in undisturbed.items() if path.startswith(f"{artifact}/")}
+    assert found == {path: data for path, data in undisturbed.manifests.items() if path.startswith(f"{artifact}/")}
 
 
 def _title(process: psutil.Process) -> str:
@@ -252,12 +283,13 @@ def test_two_runs_in_one_storage_make_every_artifact_once(tmp_path: Path) -> Non
 
 
 def test_proxy_trained_on_two_workers_has_another_address_for_its_trajectories(
-    tmp_path: Path, undisturbed: dict[str, dict[str, object]]
+    tmp_path: Path, undisturbed: Undisturbed
 ) -> None:
     config = write_config(tmp_path)
+    undisturbed.copied_before("proxy", tmp_path / "storage")
     override = ["--set", "resources.train_proxy={workers: 2, cpus: 0.5}"]
     done = run_s2l("run", str(config), "--json", "--until", "score_examples", *override)
     assert done.returncode == 0, done.stderr
-    here = manifests(tmp_path / "storage")
-    assert {p for p in here if p.startswith("proxy/")} == {p for p in undisturbed if p.startswith("proxy/")}
-    assert {p for p in here if p.startswith("trajectories/")}.isdisjoint(undisturbed)
+    here, there = manifests(tmp_path / "storage"), undisturbed.manifests
+    assert {p for p in here if p.startswith("proxy/")} == {p for p in there if p.startswith("proxy/")}
+    assert {p for p in here if p.startswith("trajectories/")}.isdisjoint(there)

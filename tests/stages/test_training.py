@@ -66,15 +66,21 @@ def workers(stage: str, count: int, **more: object) -> ResourcesConfig:
     return ResourcesConfig.model_validate({stage: {"workers": count, "cpus": 0.5, **more}})
 
 
-def proxy(prepared: Prepared, config: Config, count: int) -> Artifact:
+IN_A_TASK = workers("train_proxy", 1, launcher="task")
+"""Quicker than a gang, where it is not the gang that is tested."""
+
+
+def proxy(prepared: Prepared, config: Config, count: int, launcher: str = "gang") -> Artifact:
     inputs = train_proxy.Inputs(prepared.tokens, prepared.tokenizer)
     settings = ProxySettings(config.proxy, config.tokens.max_tokens)
-    return prepared.bench.run(train_proxy.train_proxy, inputs, settings, workers("train_proxy", count))
+    return prepared.bench.run(
+        train_proxy.train_proxy, inputs, settings, workers("train_proxy", count, launcher=launcher)
+    )
 
 
 @pytest.fixture(scope="module")
 def one_worker_proxy(prepared: Prepared, config: Config) -> Artifact:
-    return proxy(prepared, config, 1)
+    return proxy(prepared, config, 1, launcher="task")
 
 
 def target(prepared: Prepared, config: Config, count: int, launcher: str = "gang", **engine: object) -> Artifact:
@@ -86,7 +92,7 @@ def target(prepared: Prepared, config: Config, count: int, launcher: str = "gang
 
 @pytest.fixture(scope="module")
 def plain_target(prepared: Prepared, config: Config) -> Artifact:
-    return target(prepared, config, 1, engine="torch")
+    return target(prepared, config, 1, launcher="task", engine="torch")
 
 
 def test_proxy_on_two_workers_has_the_losses_of_one(
@@ -155,13 +161,14 @@ def test_diverging_training_is_an_error_of_the_data_with_advice(prepared: Prepar
     inputs = train_proxy.Inputs(prepared.tokens, prepared.tokenizer)
     wild = config.proxy.model_copy(update={"learning_rate": 1e30, "warmup": 0.0})
     with pytest.raises(DataError, match="learning rate"):
-        prepared.bench.run(train_proxy.train_proxy, inputs, ProxySettings(wild, config.tokens.max_tokens))
+        prepared.bench.run(train_proxy.train_proxy, inputs, ProxySettings(wild, config.tokens.max_tokens), IN_A_TASK)
 
 
 def test_fewer_steps_than_checkpoints_shorten_the_trajectory(prepared: Prepared, config: Config) -> None:
     inputs = train_proxy.Inputs(prepared.tokens, prepared.tokenizer)
     short = config.proxy.model_copy(update={"steps": 3})
-    found = prepared.bench.run(train_proxy.train_proxy, inputs, ProxySettings(short, config.tokens.max_tokens))
+    settings = ProxySettings(short, config.tokens.max_tokens)
+    found = prepared.bench.run(train_proxy.train_proxy, inputs, settings, IN_A_TASK)
     assert found.summary["checkpoint_steps"] == [1, 2, 3]
 
 
