@@ -31,6 +31,12 @@ SETTINGS = {
 }
 """Ray's switches that are environment variables; what the user has set stays."""
 
+LOCAL_SETTINGS = {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a worker that reports a checkpoint waits to be asked, 2 s at most
+}
+"""Those for a Ray of a single machine."""
+
 
 def quieten() -> None:
     """Silence Ray's notices, unless S2L_VERBOSE is set; errors and tracebacks stay."""
@@ -81,7 +87,8 @@ def connect(resources: ResourcesConfig) -> bool:
         if address:
             ray.init(address=address, **options)
         else:
-            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+            for name, value in LOCAL_SETTINGS.items():
+                os.environ.setdefault(name, value)
             # Idle workers are kept for the next stage: what they have imported took seconds.
             system = {"num_workers_soft_limit": 4 * (os.cpu_count() or 1)}
             ray.init(address="local", include_dashboard=False, _system_config=system, **options)
