@@ -158,13 +158,19 @@ class DeepSpeedEngine:
     ) -> None:
         deepspeed = import_deepspeed(device.type)
         self._settings, self._device, self._stage = settings, device, zero_stage
-        self._model = model
+        self._model, optimizer = model, adamw(model, settings)
         self._engine, *_ = deepspeed.initialize(
             model=response_loss_module(model),
-            optimizer=adamw(model, settings),
+            optimizer=optimizer,
             dist_init_required=False,
             config=deepspeed_config(settings, zero_stage),
         )
+        if zero_stage == 0 and settings.world_size == 1:
+            # All gradients would be copied into a buffer, summed over a single worker, and copied back.
+            self._engine.enable_backward_allreduce = False
+        # In bf16 ZeRO 0 takes a step without gradients to allocate the moments; counted, it would shrink the next ones.
+        for moments in optimizer.state.values():
+            moments["step"].zero_()
 
     def train_step(self, batches: Sequence[Batch | None], global_tokens: int, learning_rate: float, seed: int) -> float:
         """See `Engine`."""

@@ -28,7 +28,7 @@ STAGES = {
     "cluster_trajectories": 4,
     "assign_trajectories": 3,
     "select_subset": 1,
-    "finetune_target": 3,
+    "finetune_target": 4,
     "evaluate_target": 2,
     "compare_arms": 1,
     "diagnose_selection": 2,

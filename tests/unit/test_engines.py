@@ -317,6 +317,8 @@ def one_worker(rank, folder):
     (folder / "alone").mkdir()
     with process_group(rank, 1, folder / "alone"):
         losses = {str(stage): train(make_engine(stage, plan), plan) for stage in (0, 3)}
+        in_bf16 = settings_of(plan, bf16=True)
+        losses |= {f"bf16 {stage}": train(DeepSpeedEngine(build(), in_bf16, CPU, stage), plan) for stage in (0, 1)}
         with pytest.raises(ArtifactError, match="no DeepSpeed checkpoint"):
             make_engine(0, plan).load(folder / "alone")
     (folder / "alone.json").write_text(json.dumps(losses))
@@ -473,6 +475,13 @@ def test_activations_computed_again_give_the_same_bits(make, model_type):
 def test_deepspeed_with_one_worker_computes_what_plain_torch_does(launched, oracle, stage):
     losses = json.loads((launched / "alone.json").read_text())[str(stage)]
     np.testing.assert_allclose(losses, oracle[0], rtol=0, atol=1e-5)
+
+
+def test_deepspeed_in_bf16_takes_the_same_steps_under_zero_0_as_under_zero_1(launched, oracle):
+    # Left to itself, ZeRO 0 counts a step before the first, and Adam's correction for young moments comes too late.
+    losses = json.loads((launched / "alone.json").read_text())
+    np.testing.assert_allclose(losses["bf16 0"], losses["bf16 1"], rtol=0, atol=2e-3)
+    np.testing.assert_allclose(losses["bf16 0"][:3], oracle[0][:3], rtol=0.03)
 
 
 def test_deepspeed_config_says_everything_that_changes_a_number():
