@@ -221,14 +221,13 @@ def lay_out(sparse: Sparse) -> Sweep:
     _check_baseline(config, parameters, origin)
     varied = [p for p in parameters if not p.is_seed]
     repeats = list(_grid([p for p in parameters if p.is_seed]))
-    trials: list[Trial] = []
-    for setting in _settings(config, varied):
-        for seeds in repeats:
-            trials.append(_trial(f"t{len(trials):04d}", setting, seeds, parameters, sparse))
-            if len(trials) > MAX_TRIALS:
-                raise ConfigError(f"{origin}: found more than {MAX_TRIALS} trials. Sweep fewer values.")
+    settings = ((setting, seeds) for setting in _settings(config, varied) for seeds in repeats)
+    wanted = list(itertools.islice(settings, MAX_TRIALS + 1))
+    if len(wanted) > MAX_TRIALS:
+        raise ConfigError(f"{origin}: found more than {MAX_TRIALS} trials. Sweep fewer values.")
+    trials = tuple(_trial(f"t{number:04d}", *both, parameters, sparse) for number, both in enumerate(wanted))
     text = text_of({**sparse.data, "arms": dict(sparse.arms), "sweep": dict(sparse.sweep)})
-    return Sweep(sparse.name, config, parameters, tuple(trials), text)
+    return Sweep(sparse.name, config, parameters, trials, text)
 
 
 def _trial(
