@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import run_s2l, write_config
 
 QUICK = {"engine": "torch", "steps": 5}
-TASK = {"finetune_target": {"launcher": "task"}}
+TASK = {stage: {"launcher": "task"} for stage in ("train_proxy", "finetune_target")}
 
 
 def swept(config: Path, *arguments: str) -> dict:

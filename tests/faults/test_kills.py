@@ -113,7 +113,7 @@ def test_driver_killed_at_work_same_command_gives_the_same_bytes(
     ("stage", "artifact", "sign"),
     [
         # A checkpoint to go on from lies at step 10; weights of step 15 mean that it exists.
-        ("train_proxy", "proxy", "step=000015/*.safetensors"),
+        pytest.param("train_proxy", "proxy", "step=000015/*.safetensors", marks=pytest.mark.slow),
         # DeepSpeed: the first file of the checkpoint at step 10, which may or may not be whole yet.
         ("finetune_target", "target", "scratch/train/checkpoint_*"),
     ],
@@ -282,6 +282,7 @@ def test_two_runs_in_one_storage_make_every_artifact_once(tmp_path: Path) -> Non
     assert sorted(label.removeprefix("eval_") for label in ran) == sorted(a.removeprefix("eval_") for a in made)
 
 
+@pytest.mark.slow
 def test_proxy_trained_on_two_workers_has_another_address_for_its_trajectories(
     tmp_path: Path, undisturbed: Undisturbed
 ) -> None:
