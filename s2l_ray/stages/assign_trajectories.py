@@ -6,8 +6,8 @@ Legend: M new rows of a block, T checkpoints, K clusters of all strata.
 """
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +29,7 @@ from s2l_ray.stages import trajectory_blocks
 from s2l_ray.stages.blocks import each, rows_at_once
 from s2l_ray.stages.contents import Contents, find_copies, find_known
 from s2l_ray.stages.shared_storage import leave_sign
-from s2l_ray.stages.trajectory_blocks import Reader, aside_table
+from s2l_ray.stages.trajectory_blocks import Reader, aside_table, strata_of
 
 KNOWN = "in the first pool"
 NO_CLUSTER = "no cluster of its source"
@@ -62,6 +62,12 @@ class Centroids:
     size_K: NDArray[np.int64]
     centroid_KT: NDArray[np.float64]
     far: float
+
+    @cached_property
+    def first_S(self) -> NDArray[np.int64]:
+        """The first cluster of each stratum."""
+        first_S: NDArray[np.int64] = np.searchsorted(self.stratum_K, np.arange(len(self.strata)))
+        return first_S
 
 
 @dataclass(frozen=True)
@@ -149,17 +155,16 @@ def _assign(
         occurrence_M = reader.contents.copies.occurrence_of(example_id_M)
         reason_M = set_aside(loss_MT, occurrence_M, mean_initial, reader.config.guard).reason_N
     reason_M[np.isin(example_id_M, known)] = KNOWN
-    stratum_M = _strata(table, reader.config, centroids.strata)
+    stratum_M = strata_of(table, reader.config, centroids.strata)
     reason_M[stratum_M < 0] = NO_CLUSTER
     kept = np.flatnonzero(~has_reason(reason_M))
     feature_MT = loss_MT[kept][:, window_columns(reader.config.window, loss_MT.shape[1])]
     nearest_M, distance_M = _nearest(feature_MT, stratum_M[kept], centroids)
-    first_S = np.searchsorted(centroids.stratum_K, np.arange(len(centroids.strata)))
     assignments = pa.table(
         {
             "example_id": example_id_M[kept],
             "stratum": labelled(stratum_M[kept], centroids.strata),
-            "cluster_id": (nearest_M - first_S[stratum_M[kept]]).astype(np.int32),
+            "cluster_id": (nearest_M - centroids.first_S[stratum_M[kept]]).astype(np.int32),
             "distance": distance_M,
         },
         schema=schemas.ASSIGNMENTS,
@@ -175,23 +180,13 @@ def _assign(
     return Assigned(records, new_K, int((distance_M > centroids.far).sum()), reasons)
 
 
-def _strata(table: pa.Table, config: ClusterConfig, strata: Sequence[str]) -> NDArray[np.int32]:
-    """Return the number of each row's stratum, -1 where it has no clusters."""
-    if config.stratify_by is None:
-        return np.zeros(len(table), np.int32)
-    names, code_M = coded(table.column("source").fill_null(""))
-    number = {stratum: index for index, stratum in enumerate(strata)}
-    stratum_M: NDArray[np.int32] = np.array([number.get(name, -1) for name in names], np.int32)[code_M]
-    return stratum_M
-
-
 def _nearest(
     feature_MT: NDArray[np.float32], stratum_M: NDArray[np.int32], centroids: Centroids
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return the nearest cluster of each row's stratum, as its number among all, and the squared distance."""
     nearest_M, distance_M = np.zeros(len(feature_MT), np.int64), np.zeros(len(feature_MT))
     for stratum in np.unique(stratum_M):
-        here_M, first = stratum_M == stratum, int(np.searchsorted(centroids.stratum_K, stratum))
+        here_M, first = stratum_M == stratum, centroids.first_S[stratum]
         assignment = nearest.assign(feature_MT[here_M], centroids.centroid_KT[centroids.stratum_K == stratum])
         nearest_M[here_M], distance_M[here_M] = first + assignment.labels, assignment.sq_distance
     return nearest_M, distance_M

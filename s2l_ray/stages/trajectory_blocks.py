@@ -4,7 +4,7 @@ Where the rows are cut follows from their number alone. Within a block they are 
 Legend: N rows of a block, T columns that are clustered, S strata.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -135,9 +135,9 @@ class Reader:
             DataError: a loss is NaN or infinite, or the guard leaves no row.
         """
         found: list[Block] = []
-        spans = ((*span, overview) for span in self.spans(self._block_rows()))
+        arguments = ((*span, overview) for span in self.spans(self._block_rows()))
         with display.progress("read trajectories", self.inputs.rows, "rows") as progress:
-            for block in each(_read, spans, pool, returns=5):
+            for block in each(_read, arguments, pool, returns=5):
                 found.append(Block(*block))
                 progress.advance(found[-1].found.rows)
         if self.config.guard is not None:
@@ -199,10 +199,7 @@ def _read(reader: Reader, start: int, stop: int, overview: Overview) -> tuple[An
     seeding.validate_trajectories(loss_NT, example_id_N)
     draw_N, occurrence_N = reader.contents.draws_of(example_id_N)
     feature_NT = reader.features(start, stop, example_id_N, loss_NT)
-    stratum_N = np.zeros(len(example_id_N), np.int32)
-    if reader.config.stratify_by == "source":
-        names, code_N = coded(table.column("source").fill_null(""))
-        stratum_N = np.array([overview.strata.index(name) for name in names], np.int32)[code_N]
+    stratum_N = strata_of(table, reader.config, overview.strata)
     kept_N, aside, duplicates, not_learned = np.ones(len(example_id_N), bool), schemas.SET_ASIDE.empty_table(), 0, 0
     if reader.config.guard is not None:
         found = set_aside(loss_NT, occurrence_N, overview.mean_initial, reader.config.guard)
@@ -215,6 +212,16 @@ def _read(reader: Reader, start: int, stop: int, overview: Overview) -> tuple[An
     order = np.flatnonzero(kept_N)
     order = order[np.argsort(stratum_N[order], kind="stable")]
     return about, feature_NT[order], example_id_N[order], draw_N[order], aside
+
+
+def strata_of(table: pa.Table, config: ClusterConfig, strata: Sequence[str]) -> NDArray[np.int32]:
+    """Return the place of each row's stratum among the strata, -1 where it is none of them."""
+    if config.stratify_by is None:
+        return np.zeros(len(table), np.int32)
+    names, code_N = coded(table.column("source").fill_null(""))
+    place_of = {stratum: place for place, stratum in enumerate(strata)}
+    stratum_N: NDArray[np.int32] = np.array([place_of.get(name, -1) for name in names], np.int32)[code_N]
+    return stratum_N
 
 
 def aside_table(

@@ -1,5 +1,6 @@
 """A local Ray for the tests of a module of stages."""
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,12 @@ import pytest
 
 from s2l_ray.artifacts import Artifact, StageResult
 from s2l_ray.attempts import StagedOutput, begin
-from s2l_ray.config import ResourcesConfig
+from s2l_ray.config import Config, ResourcesConfig
+from s2l_ray.stage_settings import PrepareSettings, SelectSettings, TokenizerSettings, TokenizeSettings
+from s2l_ray.stages import prepare_examples, prepare_tokenizer, tokenize_examples
+from s2l_ray.stages import select_subset as select
 from s2l_ray.storage import Storage
+from tests.conftest import TINY
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +63,43 @@ class Bench:
 @pytest.fixture
 def bench(tmp_path: Path, local_ray: None) -> Bench:
     return Bench(tmp_path / "storage")
+
+
+class Prepared:
+    """What models are trained on: examples, a tokenizer, tokens and a subset."""
+
+    def __init__(self, bench: Bench, config: Config) -> None:
+        self.bench = bench
+        prepare = PrepareSettings(config.examples, (), "train", 0.0, 7, "examples")
+        self.examples = bench.run(prepare_examples.prepare_examples, prepare_examples.Inputs(), prepare)
+        self.tokenizer = bench.run(
+            prepare_tokenizer.prepare_tokenizer,
+            prepare_tokenizer.Inputs(self.examples),
+            TokenizerSettings(config.tokens, config.tokens.template, None, "proxy"),
+        )
+        self.tokens = bench.run(
+            tokenize_examples.tokenize_examples,
+            tokenize_examples.Inputs(self.examples, self.tokenizer),
+            TokenizeSettings(config.tokens.max_tokens, config.tokens.template, config.examples),
+        )
+        self.subset = bench.run(
+            select.select_subset,
+            select.Inputs(self.examples, self.tokens, self.tokens),
+            SelectSettings(config.select.model_copy(update={"method": "random"}), ()),
+        )
+
+
+def losses(artifact: Artifact) -> list[float]:
+    """Return the mean loss of every training step [nats/token]."""
+    lines = Path(artifact.path("metrics.jsonl")).read_text().splitlines()
+    return [json.loads(line)["mean_loss"] for line in lines]
+
+
+@pytest.fixture(scope="module")
+def config() -> Config:
+    return Config.model_validate({**TINY, "examples": {"synthetic": {"rows": 200, "skills": 5}}})
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory, config: Config, local_ray: None) -> Prepared:
+    return Prepared(Bench(tmp_path_factory.mktemp("storage")), config)

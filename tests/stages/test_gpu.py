@@ -18,25 +18,13 @@ from s2l_ray.stages import (
     tokenize_examples,
     train_proxy,
 )
-from tests.conftest import TINY
-from tests.stages.conftest import Bench
-from tests.stages.prepared import Prepared, losses
+from tests.stages.conftest import Prepared, losses
 
 HAS_GPU = torch.cuda.is_available()
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not HAS_GPU, reason="no CUDA device")]
 
 IN_BF16 = 0.1
 """How far losses in bf16 may be from those in fp32 [nats/token]: 8 bits are left of 24."""
-
-
-@pytest.fixture(scope="module")
-def config() -> Config:
-    return Config.model_validate({**TINY, "examples": {"synthetic": {"rows": 200, "skills": 5}}})
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory, config: Config, local_ray: None) -> Prepared:
-    return Prepared(Bench(tmp_path_factory.mktemp("storage")), config)
 
 
 def resources(stage: str, on_gpu: bool, workers: int = 1) -> ResourcesConfig:

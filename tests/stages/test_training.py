@@ -26,18 +26,7 @@ from s2l_ray.stages import (
     train_proxy,
 )
 from tests.conftest import TINY
-from tests.stages.conftest import Bench
-from tests.stages.prepared import Prepared, losses
-
-
-@pytest.fixture(scope="module")
-def config() -> Config:
-    return Config.model_validate({**TINY, "examples": {"synthetic": {"rows": 200, "skills": 5}}})
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory, config: Config, local_ray: None) -> Prepared:
-    return Prepared(Bench(tmp_path_factory.mktemp("storage")), config)
+from tests.stages.conftest import Prepared, losses
 
 
 def test_tokenizer_of_much_data_is_trained_on_a_part_drawn_by_content(
