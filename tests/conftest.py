@@ -4,17 +4,25 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from filelock import FileLock
+
+from s2l_ray.artifacts import Artifact, find_artifact
+from s2l_ray.storage import Storage
+from tests.unit import tiny
 
 # Tests say how Ray authenticates instead of taking what the machine happens to have; one test runs in token mode.
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ.pop("RAY_ADDRESS", None)
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Whoever computes on Ray asks for one: one that starts by itself stays until the interpreter ends.
+os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
 
 TINY: dict[str, Any] = {
     "seed": 0,
@@ -68,6 +76,16 @@ def write_config(folder: Path, **sections: Any) -> Path:
     return path
 
 
+def one_local_ray() -> Iterator[None]:
+    """Start a Ray in this process, and stop it: the body of a fixture."""
+    import ray
+
+    # More logical CPUs than cores: two training workers and Ray Data's tasks must fit side by side.
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
+    yield
+    ray.shutdown()
+
+
 def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "s2l_ray", *arguments]
 
@@ -82,6 +100,60 @@ def run_s2l(*arguments: str, timeout: float = 280, **environment: str) -> "subpr
         check=False,
         env={**os.environ, **environment},
     )
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run of TINY in a folder of its own, with an encoder to judge by."""
+
+    folder: Path
+
+    @property
+    def storage(self) -> Storage:
+        return Storage.at(str(self.folder / "storage"))
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "tiny.yaml"
+
+    def write_config(self, folder: Path) -> Path:
+        """Write the same config for a storage in another folder; return the file."""
+        data = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        path = folder / self.config.name
+        path.write_text(yaml.safe_dump({**data, "storage": str(folder / "storage")}, sort_keys=False), encoding="utf-8")
+        return path
+
+    def copied_to(self, folder: Path) -> "FinishedRun":
+        shutil.copytree(self.folder / "storage", folder / "storage")
+        self.write_config(folder)
+        return FinishedRun(folder)
+
+    def artifact(self, name: str) -> Artifact:
+        found = (find_artifact(self.storage, name, fingerprint) for fingerprint in self.storage.list_folders(name))
+        (only,) = (each for each in found if each is not None)
+        return only
+
+    def table(self, name: str, prefix: str) -> Any:
+        return self.artifact(name).read_table(prefix)
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    """One run for the whole session, which nobody changes: who wants to takes a copy."""
+    # Test processes side by side have folders of their own in one that is theirs.
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished_run"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "answer.json").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            encoder = tiny.encoder(folder / "encoder", {f"w{number}" for number in range(9)})
+            metrics = [*TINY["evaluate"]["metrics"], "bert_score"]
+            config = write_config(folder, evaluate={"metrics": metrics, "encoder": {"model": str(encoder)}})
+            done = run_s2l("run", str(config), "--json")
+            assert done.returncode == 0, done.stderr
+            (folder / "answer.json").write_text(done.stdout)
+    return FinishedRun(folder)
 
 
 def may_unshare() -> bool:

@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,45 +12,20 @@ import pytest
 import yaml
 from sacrebleu import corpus_bleu
 
-from s2l_ray.artifacts import Artifact, find_artifact
+from s2l_ray.artifacts import find_artifact
 from s2l_ray.experiment import experiment_of, load_experiment, parse_sparse
-from s2l_ray.storage import Storage
 from s2l_ray.subsets.arms import arms_of
 from s2l_ray.subsets.explain import explain_example
 from s2l_ray.subsets.export import export_folder
-from tests.conftest import TINY, run_s2l, write_config
-from tests.unit import tiny
-
-
-class Run:
-    def __init__(self, folder: Path, config: Path, answer: dict[str, Any]) -> None:
-        self.folder, self.config, self.answer = folder, config, answer
-        self.storage = Storage.at(str(folder / "storage"))
-
-    def artifact(self, name: str) -> Artifact:
-        (fingerprint,) = [
-            f for f in self.storage.list_folders(name) if find_artifact(self.storage, name, f) is not None
-        ]
-        found = find_artifact(self.storage, name, fingerprint)
-        assert found is not None
-        return found
-
-    def table(self, name: str, prefix: str) -> Any:
-        return self.artifact(name).read_table(prefix)
+from tests.conftest import FinishedRun, run_s2l
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    folder = tmp_path_factory.mktemp("run")
-    encoder = tiny.encoder(folder / "encoder", {f"w{number}" for number in range(9)})
-    judging = {"metrics": [*TINY["evaluate"]["metrics"], "bert_score"], "encoder": {"model": str(encoder)}}
-    config = write_config(folder, evaluate=judging)
-    done = run_s2l("run", str(config), "--json")
-    assert done.returncode == 0, done.stderr
-    return Run(folder, config, json.loads(done.stdout))
+def run(finished_run: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    return finished_run.copied_to(tmp_path_factory.mktemp("run"))
 
 
-def test_export_of_the_subset_loads_and_its_card_leads_back_to_it(run: Run, tmp_path: Path) -> None:
+def test_export_of_the_subset_loads_and_its_card_leads_back_to_it(run: FinishedRun, tmp_path: Path) -> None:
     import datasets
 
     subset = run.artifact("subset")
@@ -66,7 +40,7 @@ def test_export_of_the_subset_loads_and_its_card_leads_back_to_it(run: Run, tmp_
     assert arms_of(again, run.storage)["main"].need("subset") == subset
 
 
-def test_every_taken_row_can_be_explained(run: Run) -> None:
+def test_every_taken_row_can_be_explained(run: FinishedRun) -> None:
     arms = arms_of(load_experiment(run.config), run.storage)
     for row in run.table("subset", "subset.parquet").to_pylist()[::40]:
         told = explain_example(arms, str(row["example_id"]))
@@ -77,12 +51,12 @@ def test_every_taken_row_can_be_explained(run: Run) -> None:
         )
 
 
-def test_examples_rows_in_are_kept_plus_rejected(run: Run) -> None:
+def test_examples_rows_in_are_kept_plus_rejected(run: FinishedRun) -> None:
     summary = run.artifact("examples").summary
     assert summary["rows_in"] == 600 == summary["rows_kept"] + summary["rows_rejected"]
 
 
-def test_trajectories_have_one_row_per_kept_example(run: Run) -> None:
+def test_trajectories_have_one_row_per_kept_example(run: FinishedRun) -> None:
     examples = run.table("examples", "examples-").column("example_id").to_pylist()
     trajectories = run.table("trajectories", "trajectories-")
     assert sorted(trajectories.column("example_id").to_pylist()) == sorted(examples)
@@ -91,13 +65,13 @@ def test_trajectories_have_one_row_per_kept_example(run: Run) -> None:
     assert steps == [5, 10, 15, 20, 25, 30]
 
 
-def test_trajectories_lie_on_the_loss_grid(run: Run) -> None:
+def test_trajectories_lie_on_the_loss_grid(run: FinishedRun) -> None:
     loss = np.stack(run.table("trajectories", "trajectories-").column("loss").to_numpy())
     scaled = loss.astype(np.float64) * 2**20
     assert np.array_equal(scaled, np.round(scaled))
 
 
-def test_trajectories_equal_transformers_loss_at_batch_one(run: Run) -> None:
+def test_trajectories_equal_transformers_loss_at_batch_one(run: FinishedRun) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -126,7 +100,7 @@ def test_trajectories_equal_transformers_loss_at_batch_one(run: Run) -> None:
 
 
 @pytest.mark.parametrize("reader", ["pandas", "duckdb", "polars"])
-def test_trajectories_are_plain_arrow_for(reader: str, run: Run) -> None:
+def test_trajectories_are_plain_arrow_for(reader: str, run: FinishedRun) -> None:
     artifact = run.artifact("trajectories")
     path = artifact.path(artifact.files("trajectories-")[0].path)
     code = {
@@ -139,7 +113,7 @@ def test_trajectories_are_plain_arrow_for(reader: str, run: Run) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_clusters_cover_every_example_and_match_their_centroids(run: Run) -> None:
+def test_clusters_cover_every_example_and_match_their_centroids(run: FinishedRun) -> None:
     assignments = run.table("clusters", "assignments-").to_pandas()
     centroids = run.table("clusters", "centroids").to_pandas()
     assert len(assignments) == 600
@@ -153,7 +127,7 @@ def test_clusters_cover_every_example_and_match_their_centroids(run: Run) -> Non
     np.testing.assert_allclose(chosen, distance.min(axis=1), atol=1e-9)
 
 
-def test_subset_has_the_budget_and_the_raw_rows(run: Run) -> None:
+def test_subset_has_the_budget_and_the_raw_rows(run: FinishedRun) -> None:
     subset = run.artifact("subset")
     chosen = subset.read_table("subset.parquet")
     ids = chosen.column("example_id").to_pylist()
@@ -166,7 +140,7 @@ def test_subset_has_the_budget_and_the_raw_rows(run: Run) -> None:
         assert stream.read().splitlines() == [lines[i] for i in sorted(ids)]
 
 
-def test_target_loads_as_a_hugging_face_folder(run: Run) -> None:
+def test_target_loads_as_a_hugging_face_folder(run: FinishedRun) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with run.artifact("target").local_folder("model") as folder:
@@ -176,7 +150,7 @@ def test_target_loads_as_a_hugging_face_folder(run: Run) -> None:
     assert len(tokenizer) <= model.get_input_embeddings().weight.shape[0]
 
 
-def test_scores_are_means_of_the_predictions_per_skill_and_source(run: Run) -> None:
+def test_scores_are_means_of_the_predictions_per_skill_and_source(run: FinishedRun) -> None:
     predictions = run.table("scores", "predictions").to_pandas()
     scores = run.table("scores", "scores.parquet").to_pandas()
     assert len(predictions) == 40
@@ -194,7 +168,7 @@ def test_scores_are_means_of_the_predictions_per_skill_and_source(run: Run) -> N
             assert macro.loc[metric, "value"] == pytest.approx(expected.mean().mean())
 
 
-def test_bleu_is_that_of_all_rows_together(run: Run) -> None:
+def test_bleu_is_that_of_all_rows_together(run: FinishedRun) -> None:
     predictions, scores = run.table("scores", "predictions").to_pandas(), run.table("scores", "scores.parquet")
     rows = run.table("eval_examples", "examples-").to_pandas().set_index("example_id").loc[predictions["example_id"]]
     references = [turns[-1]["content"] for turns in rows["turns"]]
@@ -203,12 +177,12 @@ def test_bleu_is_that_of_all_rows_together(run: Run) -> None:
     assert (found["value"], found["rows"]) == (pytest.approx(expected, abs=1e-12), 40)
 
 
-def test_truth_columns_reach_neither_tokens_nor_trajectories(run: Run) -> None:
+def test_truth_columns_reach_neither_tokens_nor_trajectories(run: FinishedRun) -> None:
     for name, prefix in (("trajectories", "trajectories-"),):
         assert not {"skill", "is_wrong"} & set(run.table(name, prefix).schema.names)
 
 
-def test_manifests_describe_their_files(run: Run) -> None:
+def test_manifests_describe_their_files(run: FinishedRun) -> None:
     for name in run.storage.list_folders():
         for fingerprint in run.storage.list_folders(name):
             found = find_artifact(run.storage, name, fingerprint)
@@ -216,7 +190,7 @@ def test_manifests_describe_their_files(run: Run) -> None:
             assert found.damaged_files() == []
 
 
-def test_every_trajectory_has_a_health_and_the_theory_is_tried_on_both_models(run: Run) -> None:
+def test_every_trajectory_has_a_health_and_the_theory_is_tried_on_both_models(run: FinishedRun) -> None:
     health = run.table("diagnostics", "health-")
     trajectories = run.table("trajectories", "trajectories-")
     assert sorted(health["example_id"].to_pylist()) == sorted(trajectories["example_id"].to_pylist())
@@ -228,7 +202,7 @@ def test_every_trajectory_has_a_health_and_the_theory_is_tried_on_both_models(ru
     assert len(run.table("diagnostics", "prefixes")) == 5
 
 
-def test_losses_of_proxy_and_target_are_those_of_the_same_rows(run: Run) -> None:
+def test_losses_of_proxy_and_target_are_those_of_the_same_rows(run: FinishedRun) -> None:
     losses = run.table("diagnostics", "losses").to_pandas().set_index("example_id")
     trajectories = run.table("trajectories", "trajectories-").to_pandas().set_index("example_id")
     last = trajectories.loc[losses.index, "loss"].map(lambda loss: loss[-1])
@@ -237,9 +211,9 @@ def test_losses_of_proxy_and_target_are_those_of_the_same_rows(run: Run) -> None
     assert [row in chosen for row in losses.index] == losses["in_subset"].tolist()
 
 
-def test_report_shows_rows_unless_it_is_to_keep_them_out(run: Run) -> None:
+def test_report_shows_rows_unless_it_is_to_keep_them_out(run: FinishedRun) -> None:
     prompts = {row["turns"][0]["content"] for row in run.table("examples", "examples-").to_pylist()}
-    shown = (Path(run.answer["artifacts"]["report"]) / "report.html").read_text(encoding="utf-8")
+    shown = Path(run.artifact("report").path("report.html")).read_text(encoding="utf-8")
     assert sum(prompt in shown for prompt in prompts) >= 10
     done = run_s2l("report", str(run.config), "--json", "--set", "report.examples=0")
     assert done.returncode == 0, done.stderr
@@ -250,19 +224,19 @@ def test_report_shows_rows_unless_it_is_to_keep_them_out(run: Run) -> None:
     assert not any(prompt in bare for prompt in prompts)
 
 
-def test_report_of_a_run_that_was_never_run_is_refused(run: Run) -> None:
+def test_report_of_a_run_that_was_never_run_is_refused(run: FinishedRun) -> None:
     done = run_s2l("report", str(run.config), "--set", "proxy.steps=31")
     assert done.returncode == 2
     assert "s2l run" in done.stderr
 
 
-def test_run_again_does_nothing(run: Run) -> None:
+def test_run_again_does_nothing(run: FinishedRun) -> None:
     done = run_s2l("run", str(run.config), "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["ran"] == []
 
 
-def test_plan_after_a_changed_setting_names_exactly_what_depends_on_it(run: Run) -> None:
+def test_plan_after_a_changed_setting_names_exactly_what_depends_on_it(run: FinishedRun) -> None:
     done = run_s2l("plan", str(run.config), "--json", "--set", "cluster.n_clusters=9")
     states = {node["artifact"]: node["state"] for node in json.loads(done.stdout)["nodes"]}
     assert {name for name, state in states.items() if state == "will run"} == {
@@ -270,12 +244,12 @@ def test_plan_after_a_changed_setting_names_exactly_what_depends_on_it(run: Run)
     }  # fmt: skip
 
 
-def test_changed_resources_change_nothing(run: Run) -> None:
+def test_changed_resources_change_nothing(run: FinishedRun) -> None:
     done = run_s2l("plan", str(run.config), "--json", "--set", "resources.score_examples.actors=[1, 3]")
     assert {node["state"] for node in json.loads(done.stdout)["nodes"]} == {"cached"}
 
 
-def test_budget_of_another_size_is_a_prefix_of_the_same_ranking(run: Run) -> None:
+def test_budget_of_another_size_is_a_prefix_of_the_same_ranking(run: FinishedRun) -> None:
     done = run_s2l("stage", "select_subset", str(run.config), "--json", "--set", "select.budget=60")
     assert done.returncode == 0, done.stderr
     subset = Path(json.loads(done.stdout)["artifacts"]["subset"])
@@ -286,22 +260,15 @@ def test_budget_of_another_size_is_a_prefix_of_the_same_ranking(run: Run) -> Non
     assert sorted(small) == sorted(table["example_id"][:60].tolist())
 
 
-def test_damaged_input_is_found_set_aside_and_made_again(tmp_path: Path, run: Run) -> None:
-    data = yaml.safe_load(run.config.read_text())
-    data["storage"] = str(tmp_path / "copy")
-    config = tmp_path / "tiny.yaml"
-    config.write_text(yaml.safe_dump(data))
-    subprocess.run(["cp", "-r", run.storage.uri, data["storage"]], check=True)
-    storage = Storage.at(data["storage"])
-    (fingerprint,) = storage.list_folders("trajectories")
-    artifact = find_artifact(storage, "trajectories", fingerprint)
-    assert artifact is not None
+def test_damaged_input_is_found_set_aside_and_made_again(tmp_path: Path, run: FinishedRun) -> None:
+    copy = run.copied_to(tmp_path)
+    artifact = copy.artifact("trajectories")
     path = Path(artifact.path(artifact.files("trajectories-")[0].path))
     path.write_bytes(path.read_bytes()[:-7])
     overrides = ["--set", "cluster.n_clusters=7", "--until", "cluster_trajectories", "--json"]
-    first = run_s2l("run", str(config), *overrides)
+    first = run_s2l("run", str(copy.config), *overrides)
     assert first.returncode == 1
     assert "checksum" in first.stderr
-    second = run_s2l("run", str(config), *overrides)
+    second = run_s2l("run", str(copy.config), *overrides)
     assert second.returncode == 0, second.stderr
     assert set(json.loads(second.stdout)["ran"]) == {"trajectories", "clusters"}

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -15,7 +14,7 @@ import pytest
 
 from s2l_ray.artifacts import find_artifact
 from s2l_ray.storage import Storage
-from tests.conftest import command, run_s2l, write_config
+from tests.conftest import FinishedRun, command, run_s2l, write_config
 
 pytestmark = pytest.mark.faults
 
@@ -47,31 +46,14 @@ ORDER += ("target", "scores", "comparison", "diagnostics", "report")
 """Artifacts of a run, in the order in which they are made."""
 
 
-@dataclass(frozen=True)
-class Undisturbed:
-    """A run that nothing happened to."""
-
-    storage: Path
-
-    @property
-    def manifests(self) -> dict[str, dict[str, object]]:
-        """Its artifacts, by address."""
-        return manifests(self.storage)
-
-    def copied_before(self, artifact: str, storage: Path) -> None:
-        """Put what is made before an artifact where another run finds it."""
-        for name in ORDER[: ORDER.index(artifact)]:
-            if (self.storage / name).is_dir():
-                shutil.copytree(self.storage / name, storage / name)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    folder = tmp_path_factory.mktemp("undisturbed")
-    done = run_s2l("run", str(write_config(folder)), "--json")
-    assert done.returncode == 0, done.stderr
-    assert {path.parts[-3] for path in (folder / "storage").glob("*/*/manifest.json")} <= set(ORDER)
-    return Undisturbed(folder / "storage")
+def copy_before(artifact: str, undisturbed: FinishedRun, folder: Path) -> Path:
+    """Put what is made before an artifact where another run finds it; return the config of that run."""
+    there = undisturbed.folder / "storage"
+    assert {path.name for path in there.iterdir() if any(path.glob("*/manifest.json"))} <= set(ORDER)
+    for name in ORDER[: ORDER.index(artifact)]:
+        if (there / name).is_dir():
+            shutil.copytree(there / name, folder / "storage" / name)
+    return undisturbed.write_config(folder)
 
 
 def at_work_on(storage: Path, artifact: str, sign: str) -> Callable[[], bool]:
@@ -91,11 +73,10 @@ def at_work_on(storage: Path, artifact: str, sign: str) -> Callable[[], bool]:
     ],
 )
 def test_driver_killed_at_work_same_command_gives_the_same_bytes(
-    artifact: str, sign: str, until: str, tmp_path: Path, undisturbed: Undisturbed
+    artifact: str, sign: str, until: str, tmp_path: Path, finished_run: FinishedRun
 ) -> None:
-    config, storage = write_config(tmp_path), tmp_path / "storage"
+    config, storage = copy_before(artifact, finished_run, tmp_path), tmp_path / "storage"
     arguments = ("run", str(config), "--json", "--until", until)
-    undisturbed.copied_before(artifact, storage)
     process = subprocess.Popen(command(*arguments), stdout=subprocess.DEVNULL)
     wait_for(at_work_on(storage, artifact, sign), process)
     os.kill(process.pid, signal.SIGKILL)
@@ -103,7 +84,7 @@ def test_driver_killed_at_work_same_command_gives_the_same_bytes(
     before = set(manifests(storage))
     done = run_s2l(*arguments)
     assert done.returncode == 0, done.stderr
-    found, expected = manifests(storage), undisturbed.manifests
+    found, expected = manifests(storage), manifests(finished_run.folder / "storage")
     assert found == {path: expected[path] for path in found}
     assert until != "write_report" or found == expected
     assert len(json.loads(done.stdout)["ran"]) == len(found) - len(before) > 0
@@ -119,10 +100,9 @@ def test_driver_killed_at_work_same_command_gives_the_same_bytes(
     ],
 )
 def test_train_worker_killed_mid_run_goes_on_from_its_last_checkpoint(
-    stage: str, artifact: str, sign: str, tmp_path: Path, undisturbed: Undisturbed
+    stage: str, artifact: str, sign: str, tmp_path: Path, finished_run: FinishedRun
 ) -> None:
-    config, storage = write_config(tmp_path), tmp_path / "storage"
-    undisturbed.copied_before(artifact, storage)
+    config, storage = copy_before(artifact, finished_run, tmp_path), tmp_path / "storage"
     process = subprocess.Popen(command("run", str(config), "--json", "--until", stage), stdout=subprocess.DEVNULL)
     wait_for(at_work_on(storage, artifact, sign), process)
     workers = [p for p in psutil.Process(process.pid).children(recursive=True) if "RayTrainWorker" in _title(p)]
@@ -130,8 +110,11 @@ def test_train_worker_killed_mid_run_goes_on_from_its_last_checkpoint(
     for worker in workers:
         worker.kill()
     assert process.wait(timeout=WAIT_SECONDS) == 0
-    found = {path: data for path, data in manifests(storage).items() if path.startswith(f"{artifact}/")}
-    assert found == {path: data for path, data in undisturbed.manifests.items() if path.startswith(f"{artifact}/")}
+    found, expected = (
+        {path: data for path, data in manifests(place).items() if path.startswith(f"{artifact}/")}
+        for place in (storage, finished_run.folder / "storage")
+    )
+    assert found == expected
 
 
 def _title(process: psutil.Process) -> str:
@@ -284,13 +267,12 @@ def test_two_runs_in_one_storage_make_every_artifact_once(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_proxy_trained_on_two_workers_has_another_address_for_its_trajectories(
-    tmp_path: Path, undisturbed: Undisturbed
+    tmp_path: Path, finished_run: FinishedRun
 ) -> None:
-    config = write_config(tmp_path)
-    undisturbed.copied_before("proxy", tmp_path / "storage")
+    config = copy_before("proxy", finished_run, tmp_path)
     override = ["--set", "resources.train_proxy={workers: 2, cpus: 0.5}"]
     done = run_s2l("run", str(config), "--json", "--until", "score_examples", *override)
     assert done.returncode == 0, done.stderr
-    here, there = manifests(tmp_path / "storage"), undisturbed.manifests
+    here, there = manifests(tmp_path / "storage"), manifests(finished_run.folder / "storage")
     assert {p for p in here if p.startswith("proxy/")} == {p for p in there if p.startswith("proxy/")}
     assert {p for p in here if p.startswith("trajectories/")}.isdisjoint(there)

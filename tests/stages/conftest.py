@@ -1,4 +1,4 @@
-"""A local Ray for the tests of a module of stages."""
+"""One local Ray for the tests of single stages, and what they train on."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -14,17 +14,12 @@ from s2l_ray.stage_settings import PrepareSettings, SelectSettings, TokenizerSet
 from s2l_ray.stages import prepare_examples, prepare_tokenizer, tokenize_examples
 from s2l_ray.stages import select_subset as select
 from s2l_ray.storage import Storage
-from tests.conftest import TINY
+from tests.conftest import TINY, one_local_ray
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def local_ray() -> Iterator[None]:
-    import ray
-
-    # More logical CPUs than cores: two training workers and Ray Data's tasks must fit side by side.
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
-    yield
-    ray.shutdown()
+    yield from one_local_ray()
 
 
 class Bench:
@@ -95,11 +90,11 @@ def losses(artifact: Artifact) -> list[float]:
     return [json.loads(line)["mean_loss"] for line in lines]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def config() -> Config:
     return Config.model_validate({**TINY, "examples": {"synthetic": {"rows": 200, "skills": 5}}})
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def prepared(tmp_path_factory: pytest.TempPathFactory, config: Config, local_ray: None) -> Prepared:
     return Prepared(Bench(tmp_path_factory.mktemp("storage")), config)

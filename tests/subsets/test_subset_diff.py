@@ -15,7 +15,7 @@ from s2l_ray.artifacts import Artifact
 from s2l_ray.errors import ArtifactError
 from s2l_ray.storage import Storage
 from s2l_ray.subsets.diff import compare, lines, rank_correlation
-from tests.unit.selected import alpaca, subset_of, write_rows
+from tests.subsets.selected import alpaca, subset_of, write_rows
 
 ROWS = [*alpaca(40, source="a"), *alpaca(20, 40, source="b")]
 

@@ -20,7 +20,7 @@ from s2l_ray.subsets.explain_extension import explain_added
 from s2l_ray.subsets.explanation import example_lines
 from s2l_ray.subsets.export import export_folder
 from s2l_ray.subsets.growth import growth
-from tests.unit.selected import alpaca, experiment, extension_of, make, subset_of, write_rows
+from tests.subsets.selected import alpaca, experiment, extension_of, make, subset_of, write_rows
 
 FIRST = [*alpaca(60, source="a"), *alpaca(30, 60, source="b")]
 LATER = [*alpaca(30, 500, source="a"), FIRST[0], *alpaca(20, 600, source="c"), FIRST[61]]

@@ -15,7 +15,7 @@ from s2l_ray.storage import Storage
 from s2l_ray.subsets.export import export_folder
 from tests.conftest import run_s2l
 from tests.hub import DATASET, TOKEN, Hub, hub
-from tests.unit.selected import alpaca, subset_of, write_rows
+from tests.subsets.selected import alpaca, subset_of, write_rows
 
 ROW = b'{"instruction": "1 + 1?", "output": "2"}\n'
 FILES = {"README.md": b"# A card\n", ".gitattributes": b"", "data/a.jsonl": ROW * 3, "data/b.jsonl": ROW}

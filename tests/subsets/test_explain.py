@@ -16,7 +16,7 @@ from s2l_ray.strict_yaml import dump_yaml
 from s2l_ray.subsets.arms import Arm, arms_of
 from s2l_ray.subsets.explain import explain_cluster, explain_example
 from s2l_ray.subsets.explanation import cluster_lines, example_lines, sparkline
-from tests.unit.selected import alpaca, experiment, make, write_rows
+from tests.subsets.selected import alpaca, experiment, make, write_rows
 
 ARMS = {
     "s2l": {"select.method": "paper"},

@@ -28,7 +28,7 @@ from s2l_ray.strict_yaml import dump_yaml
 from s2l_ray.subsets.arms import arms_of
 from s2l_ray.subsets.dataset_card import escaped, size_category
 from s2l_ray.subsets.export import export_folder
-from tests.unit.selected import alpaca, experiment, make, subset_of, write_rows
+from tests.subsets.selected import alpaca, experiment, make, subset_of, write_rows
 
 CANARY = "canary-hunter2"
 MARKDOWN = MarkdownIt("commonmark").enable("table")
