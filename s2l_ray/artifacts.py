@@ -241,22 +241,32 @@ class Artifact:
         self, record: FileRecord, start: int = 0, stop: int | None = None, columns: list[str] | None = None
     ) -> pa.Table:
         """Read rows `start:stop` of one Parquet file, touching only the row groups that hold them."""
+        with self._opened(record) as (parquet, use_threads):
+            if start == 0 and stop is None:
+                return parquet.read(columns=columns, use_threads=use_threads)
+            groups, first, position = [], None, 0
+            for group in range(parquet.num_row_groups):
+                rows = parquet.metadata.row_group(group).num_rows
+                if position < (stop if stop is not None else position + 1) and position + rows > start:
+                    first = position if first is None else first
+                    groups.append(group)
+                position += rows
+            table = parquet.read_row_groups(groups, columns=columns, use_threads=use_threads)
+            offset = start - (first or 0)
+            return table.slice(offset, None if stop is None else stop - start)
+
+    def read_footer(self, record: FileRecord) -> pq.FileMetaData:
+        """Read what one Parquet file says of its row groups."""
+        with self._opened(record) as (parquet, _):
+            return parquet.metadata
+
+    @contextmanager
+    def _opened(self, record: FileRecord) -> Iterator[tuple[pq.ParquetFile, bool]]:
+        """Open one Parquet file; give it, and whether it may be read in threads."""
         try:
             with opened(self.storage.filesystem, self.path(record.path)) as stream:
                 use_threads = reads_in_threads(stream)
-                parquet = pq.ParquetFile(stream, pre_buffer=use_threads)
-                if start == 0 and stop is None:
-                    return parquet.read(columns=columns, use_threads=use_threads)
-                groups, first, position = [], None, 0
-                for group in range(parquet.num_row_groups):
-                    rows = parquet.metadata.row_group(group).num_rows
-                    if position < (stop if stop is not None else position + 1) and position + rows > start:
-                        first = position if first is None else first
-                        groups.append(group)
-                    position += rows
-                table = parquet.read_row_groups(groups, columns=columns, use_threads=use_threads)
-                offset = start - (first or 0)
-                return table.slice(offset, None if stop is None else stop - start)
+                yield pq.ParquetFile(stream, pre_buffer=use_threads), use_threads
         except (pa.ArrowException, OSError) as error:
             # Corrupt bytes are an OSError too, and the checksum tells them from a storage that fails.
             with self.storage.asked():

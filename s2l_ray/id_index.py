@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from s2l_ray.artifacts import Artifact, FileRecord
@@ -68,8 +67,7 @@ class IdIndex:
 
 
 def _span(artifact: Artifact, record: FileRecord) -> tuple[int, int]:
-    with artifact.storage.open_input(artifact.path(record.path)) as stream:
-        footer = pq.ParquetFile(stream).metadata
+    footer = artifact.read_footer(record)
     column = footer.schema.names.index(ID)
     found = [footer.row_group(group).column(column).statistics for group in range(footer.num_row_groups)]
     known = [each for each in found if each is not None and each.has_min_max]

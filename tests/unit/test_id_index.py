@@ -8,6 +8,7 @@ import pytest
 
 from s2l_ray.artifacts import Artifact
 from s2l_ray.attempts import begin
+from s2l_ray.errors import ArtifactError
 from s2l_ray.id_index import IdIndex
 from s2l_ray.storage import Storage
 
@@ -60,3 +61,10 @@ def test_a_span_is_the_same_rows_of_the_whole(artifact: Artifact, start: int, st
     whole = artifact.read_table("values-")
     assert artifact.rows("values-") == len(whole) == 7
     assert artifact.read_span("values-", start, stop, ["value"]) == whole.select(["value"]).slice(start, stop - start)
+
+
+def test_a_file_without_its_end_is_named_with_what_to_do(artifact: Artifact) -> None:
+    path = Path(artifact.path("values-2.parquet"))
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ArtifactError, match=r"values-2\.parquet cannot be read .*the stage will run again"):
+        IdIndex.of(artifact, "values-")
