@@ -6,8 +6,14 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+SLOW_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -70,17 +76,27 @@ def peaks() -> dict[str, float | int | str]:
     """Measure what the machine can do: large matrix products [GFLOP/s] and a memory copy [GB/s], all cores."""
     import torch
 
-    size = 2048
     found: dict[str, float | int | str] = {
         "cpu": platform.processor() or platform.machine(),
         "cores": os.cpu_count() or 1,
     }
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        a = torch.randn(size, size).to(dtype)
-        found[f"{name}_gflops"] = round(2 * size**3 / _best(lambda a=a: a @ a) / 1e9, 1)
+        found[f"{name}_gflops"] = _product_gflops(dtype)
     block = np.ones(1 << 26, np.uint8)
     found["copy_gb_per_s"] = round(2 * block.nbytes / _best(block.copy) / 1e9, 1)
     return found
+
+
+def _product_gflops(dtype: "torch.dtype") -> float:
+    """Multiply matrices of up to 2,048 rows; smaller ones where that takes seconds, as bf16 on a CPU without it."""
+    import torch
+
+    for size in (512, 1024, 2048):
+        a = torch.randn(size, size).to(dtype)
+        seconds = _best(lambda a=a: a @ a)
+        if seconds > SLOW_SECONDS:
+            break
+    return round(2 * size**3 / seconds / 1e9, 1)
 
 
 def _best(work: Callable[[], object], rounds: int = 5) -> float:
