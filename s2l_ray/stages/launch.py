@@ -13,8 +13,8 @@ from s2l_ray.background import repeated
 from s2l_ray.config import TrainResources
 from s2l_ray.errors import S2LError, StageFailed, decode_error, encode_error
 from s2l_ray.log import display
+from s2l_ray.stages import runtime
 from s2l_ray.stages.capacity import remote_options
-from s2l_ray.stages.runtime import limit_threads
 from s2l_ray.stages.shared_storage import check_sign, leave_sign
 
 PROGRESS_SECONDS = 0.5
@@ -79,7 +79,7 @@ def _trainer(run: TrainingRun, output: StagedOutput, resources: TrainResources) 
     import ray.train.torch
 
     shared_gpu = 0 < resources.gpus < 1
-    return ray.train.torch.TorchTrainer(
+    return _trainer_class()(
         _training_worker,
         train_loop_config={"run": run, "output": output, "threads": resources.threads},
         scaling_config=ray.train.ScalingConfig(
@@ -96,6 +96,16 @@ def _trainer(run: TrainingRun, output: StagedOutput, resources: TrainResources) 
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
     )
+
+
+def _trainer_class() -> Any:
+    if runtime.ends_with_us():
+        from s2l_ray.stages.local_trainer import LocalTrainer
+
+        return LocalTrainer
+    from ray.train.torch import TorchTrainer
+
+    return TorchTrainer
 
 
 def _train_in_task(run: TrainingRun, output: StagedOutput, resources: TrainResources) -> None:
@@ -118,7 +128,7 @@ def _training_worker(config: dict[str, Any]) -> None:
 
 
 def _training_task(config: dict[str, Any], fail_together: bool = False) -> None:
-    limit_threads(config["threads"])
+    runtime.limit_threads(config["threads"])
     import torch
 
     torch.set_num_threads(config["threads"])

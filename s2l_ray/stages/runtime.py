@@ -37,6 +37,8 @@ LOCAL_SETTINGS = {
 }
 """Those for a Ray of a single machine."""
 
+_started_here = threading.Event()
+
 
 def quieten() -> None:
     """Silence Ray's notices, unless S2L_VERBOSE is set; errors and tracebacks stay."""
@@ -92,6 +94,7 @@ def connect(resources: ResourcesConfig) -> bool:
             # Idle workers are kept for the next stage: what they have imported took seconds.
             system = {"num_workers_soft_limit": 4 * (os.cpu_count() or 1)}
             ray.init(address="local", include_dashboard=False, _system_config=system, **options)
+            _started_here.set()
     except SystemExit:
         # While it starts, Ray answers SIGTERM in its own way.
         signal.signal(signal.SIGTERM, on_sigterm)
@@ -117,6 +120,12 @@ def connect(resources: ResourcesConfig) -> bool:
 def disconnect() -> None:
     """Leave the cluster, or end the local Ray."""
     ray.shutdown()
+    _started_here.clear()
+
+
+def ends_with_us() -> bool:
+    """Return whether this process has started the Ray that it is connected to."""
+    return _started_here.is_set()
 
 
 def kill_workers() -> None:
