@@ -87,9 +87,9 @@ def test_noun_never_imports_a_stage_but_for_its_types(path):
 
 def test_stage_knows_no_other_stage():
     for path in (PACKAGE / "stages").glob("*.py"):
-        shared = ["runtime", "capacity", "metrics", "shards", "shared_storage", "launch", "local_trainer", "train_worker"]
+        shared = ["runtime", "capacity", "metrics", "shards", "shared_storage", "launch", "train_worker"]
         shared += ["generate_with_vllm", "blocks", "contents", "trajectory_blocks", "distributed_kmeans"]
-        shared += ["pool_blocks", "candidates", "selectors"]
+        shared += ["pool_blocks", "candidates", "selectors", "local_trainer"]
         # A sweep is many runs.
         shared += ["run"] if path.stem == "run_sweep" else []
         names = [n.split(".") for n in imports_of(tree_of(path)) if n.startswith("s2l_ray.stages.")]
