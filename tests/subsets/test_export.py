@@ -27,7 +27,7 @@ from s2l_ray.storage import Storage
 from s2l_ray.strict_yaml import dump_yaml
 from s2l_ray.subsets.arms import arms_of
 from s2l_ray.subsets.dataset_card import escaped, size_category
-from s2l_ray.subsets.export import export_folder
+from s2l_ray.subsets.export import Export, export_folder
 from tests.subsets.selected import alpaca, experiment, make, subset_of, write_rows
 
 CANARY = "canary-hunter2"
@@ -369,6 +369,21 @@ def test_questions_and_answers_by_turns_are_exported_as_they_are_and_made_again(
     assert "dataset_info.json" not in files_of(folder)
     monkeypatch.chdir(tmp_path)
     assert subset_again(config_in(folder), storage) == subset
+
+
+def test_lines_by_turns_beside_rows_of_questions_and_answers_are_no_entry_of_the_hub_either(storage, tmp_path):
+    (tmp_path / "add.txt").write_text("".join(f"What is {i} + 1?\n{i + 1}\n" for i in range(30)))
+    rows = write_rows(
+        tmp_path / "ask.jsonl", [{"question": f"Who is {i}?", "answer": f"He is {i}."} for i in range(30)]
+    )
+    by_turns = {"path": str(tmp_path / "add.txt"), "format": "mathematics", "source": "turns"}
+    subset = subset_of(storage, examples={"path": [by_turns, {"path": str(rows), "source": "rows"}]})
+    out = Storage.at(str(tmp_path / "out"))
+    Export.of(subset).write(out, repository="somebody/rows")
+    entries = json.loads((tmp_path / "out" / "dataset_info.json").read_text())
+    assert [(entry["subset"], entry["columns"]) for entry in entries.values()] == [
+        ("rows", {"prompt": "question", "response": "answer"})
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------------- the card
