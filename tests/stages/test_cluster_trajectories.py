@@ -27,8 +27,13 @@ def inputs(bench: Bench) -> stage.Inputs:
     return made_inputs(bench)
 
 
-def made_inputs(bench: Bench, loss_NT: np.ndarray | None = None, copy_of: int | None = None) -> stage.Inputs:
-    """Write trajectories and their examples; of those the last 100 have the content of one row, `copy_of`."""
+def made_inputs(
+    bench: Bench, loss_NT: np.ndarray | None = None, copy_of: int | None = None, order_N: np.ndarray | None = None
+) -> stage.Inputs:
+    """Write trajectories, in an order of their own where one is given, and their examples.
+
+    Of the examples the last 100 have the content of one row, `copy_of`.
+    """
     if loss_NT is None:
         generator = np.random.default_rng(5)
         centres = generator.gamma(1.5, 1.5, (2 * K, T))
@@ -59,6 +64,7 @@ def made_inputs(bench: Bench, loss_NT: np.ndarray | None = None, copy_of: int | 
             "num_response_tokens": np.ones(n, np.int32),
         }
         table = pa.table(columns).cast(schema)
+        table = table if order_N is None else table.take(order_N)
         halves = [("trajectories-0.parquet", table[: n // 3]), ("trajectories-1.parquet", table[n // 3 :])]
         return StageResult([output.write_parquet(name, [part], schema) for name, part in halves], {})
 
@@ -111,6 +117,18 @@ def test_strata_and_the_guard_give_the_same_bits_for_any_blocks_and_parts(
         found = bench.run(stage.cluster_trajectories, inputs, config)
         assert tables(found) == tables(reference)
         assert found.summary == reference.summary
+
+
+def test_the_order_of_rows_in_files_changes_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ClusterConfig(n_clusters=12, stratify_by="source", guard=1.0, init_rows=200)
+    reference = bench.run(stage.cluster_trajectories, made_inputs(bench, copy_of=7), config)
+    monkeypatch.setattr(blocks, "BLOCK_ROWS", 400)
+    shuffled = made_inputs(bench, copy_of=7, order_N=np.random.default_rng(9).permutation(N))
+    found = bench.run(stage.cluster_trajectories, shuffled, config)
+    for prefix in ("assignments-", "set_aside-"):
+        assert found.read_table(prefix).sort_by("example_id").equals(reference.read_table(prefix).sort_by("example_id"))
+    assert found.read_table("centroids").equals(reference.read_table("centroids"))
+    assert found.summary == reference.summary
 
 
 def test_the_guard_finds_over_all_blocks_what_it_finds_in_one_table(
