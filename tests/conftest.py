@@ -90,7 +90,7 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "s2l_ray", *arguments]
 
 
-def run_s2l(*arguments: str, timeout: float = 280, **environment: str) -> "subprocess.CompletedProcess[str]":
+def run_s2l(*arguments: str, timeout: float = 500, **environment: str) -> "subprocess.CompletedProcess[str]":
     """Run the command in a process of its own."""
     return subprocess.run(
         command(*arguments),

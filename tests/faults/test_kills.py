@@ -18,7 +18,7 @@ from tests.conftest import FinishedRun, command, run_s2l, write_config
 
 pytestmark = pytest.mark.faults
 
-WAIT_SECONDS = 200
+WAIT_SECONDS = 400
 
 
 def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[bytes] | None" = None) -> None:
