@@ -102,6 +102,12 @@ def run_s2l(*arguments: str, timeout: float = 500, **environment: str) -> "subpr
     )
 
 
+def artifacts_of(storage: Storage, name: str) -> list[Artifact]:
+    """Return what a storage holds of one kind."""
+    found = (find_artifact(storage, name, fingerprint) for fingerprint in storage.list_folders(name))
+    return [artifact for artifact in found if artifact is not None]
+
+
 @dataclass(frozen=True)
 class FinishedRun:
     """A run of TINY in a folder of its own, with an encoder to judge by."""
@@ -129,8 +135,7 @@ class FinishedRun:
         return FinishedRun(folder)
 
     def artifact(self, name: str) -> Artifact:
-        found = (find_artifact(self.storage, name, fingerprint) for fingerprint in self.storage.list_folders(name))
-        (only,) = (each for each in found if each is not None)
+        (only,) = artifacts_of(self.storage, name)
         return only
 
     def table(self, name: str, prefix: str) -> Any:

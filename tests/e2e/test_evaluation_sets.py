@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
-from s2l_ray.artifacts import Artifact, find_artifact
+from s2l_ray.artifacts import Artifact
 from s2l_ray.storage import Storage
 from s2l_ray.tokens import opened_tokenizer
-from tests.conftest import run_s2l, write_config
+from tests.conftest import artifacts_of, run_s2l, write_config
 
 ROWS = 8
 
@@ -36,9 +36,7 @@ def put_sets(folder: Path) -> list[dict[str, str]]:
 
 
 def made(folder: Path, name: str) -> list[Artifact]:
-    storage = Storage.at(str(folder / "storage"))
-    found = (find_artifact(storage, name, fingerprint) for fingerprint in storage.list_folders(name))
-    return [artifact for artifact in found if artifact is not None]
+    return artifacts_of(Storage.at(str(folder / "storage")), name)
 
 
 def test_target_is_scored_on_each_set_by_its_name_and_asked_for_what_the_config_says(tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from s2l_ray.artifacts import Artifact, find_artifact
+from s2l_ray.artifacts import Artifact
 from s2l_ray.schemas import matrix
 from s2l_ray.storage import Storage
 from s2l_ray.synthetic import SyntheticSpec, generate_rows
-from tests.conftest import run_s2l, write_config
+from tests.conftest import artifacts_of, run_s2l, write_config
 
 TASKS = {"train_proxy": {"launcher": "task"}, "finetune_target": {"launcher": "task"}}
 
@@ -26,9 +26,7 @@ def artifact(storage: Path, name: str) -> Artifact:
 
 
 def every(storage: Path, name: str) -> list[Artifact]:
-    kept = Storage.at(str(storage))
-    found = (find_artifact(kept, name, fingerprint) for fingerprint in kept.list_folders(name))
-    return [each for each in found if each is not None]
+    return artifacts_of(Storage.at(str(storage)), name)
 
 
 @pytest.fixture(scope="module")
