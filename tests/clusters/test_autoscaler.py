@@ -94,7 +94,6 @@ def cluster() -> Iterator[None]:
     """A head with the autoscaler and no workers, joined by this process."""
     import ray
 
-    ray.shutdown()  # another module's local Ray
     # Not pytest's folder: Ray's sockets lie below it, and their paths have a limit of 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="as-"))
     host, (port,) = ray.util.get_node_ip_address(), free_ports(1)

@@ -18,14 +18,14 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
-from s2l_ray.artifacts import Artifact, find_artifact
+from s2l_ray.artifacts import find_artifact
 from s2l_ray.attempts import StagedOutput, orphans
 from s2l_ray.errors import ConfigError
 from s2l_ray.inputs import find_inputs
 from s2l_ray.raw_rows import read_rows
 from s2l_ray.storage import Storage
 from s2l_ray.synthetic import SyntheticSpec, generate_rows
-from tests.conftest import command, run_s2l, write_config
+from tests.conftest import artifacts_of, command, run_s2l, write_config
 from tests.object_store import BUCKET, SECRET, Disturb, ObjectStore, manifests, object_store
 from tests.unit.tiny import FINGERPRINT, commit
 
@@ -77,23 +77,18 @@ def storage(run: dict[str, Any], store: ObjectStore) -> Storage:
     return store.storage("quick/start")
 
 
-def artifacts(storage: Storage, name: str) -> list[Artifact]:
-    found = (find_artifact(storage, name, fingerprint) for fingerprint in storage.list_folders(name))
-    return [artifact for artifact in found if artifact is not None]
-
-
 def test_quickstart_leaves_whole_artifacts_and_nothing_else(run: dict[str, Any], storage: Storage) -> None:
     assert len(run["artifacts"]) == len(run["ran"]) == len(manifests(storage))
     for name in storage.list_folders():
-        assert [artifact.damaged_files() for artifact in artifacts(storage, name)] == [[]] * len(
-            artifacts(storage, name)
+        assert [artifact.damaged_files() for artifact in artifacts_of(storage, name)] == [[]] * len(
+            artifacts_of(storage, name)
         )
     assert orphans(storage) == []
 
 
 def test_rows_of_the_subset_are_those_of_the_input(storage: Storage) -> None:
     lines = (storage.filesystem.open_input_stream(f"{BUCKET}/data/rows.jsonl")).read().splitlines()
-    for subset in artifacts(storage, "subset"):
+    for subset in artifacts_of(storage, "subset"):
         with storage.filesystem.open_input_file(subset.path("subset.parquet")) as stream:
             chosen = pq.read_table(stream).column("example_id").to_pylist()
         with storage.filesystem.open_input_stream(subset.path("rows/rows.jsonl")) as stream:
@@ -101,7 +96,7 @@ def test_rows_of_the_subset_are_those_of_the_input(storage: Storage) -> None:
 
 
 def test_model_folder_of_every_target_is_there(storage: Storage) -> None:
-    targets = artifacts(storage, "target")
+    targets = artifacts_of(storage, "target")
     assert len(targets) == 3
     for target in targets:
         infos = storage.filesystem.get_file_info(pafs.FileSelector(target.path("model")))
@@ -141,7 +136,7 @@ def test_inspect_shows_the_storage_and_one_artifact(run: dict[str, Any], store: 
     whole = run_s2l("inspect", PLACE, "--json", **store.environment)
     assert whole.returncode == 0, whole.stderr
     assert set(json.loads(whole.stdout)["artifacts"]) == set(manifests(storage))
-    (proxy,) = artifacts(storage, "proxy")
+    (proxy,) = artifacts_of(storage, "proxy")
     one = run_s2l("inspect", f"{PLACE}/proxy/{proxy.manifest.fingerprint}", "--json", **store.environment)
     assert one.returncode == 0, one.stderr
     found = json.loads(one.stdout)
