@@ -15,6 +15,7 @@ from filelock import FileLock
 
 from s2l_ray.artifacts import Artifact, find_artifact
 from s2l_ray.storage import Storage
+from tests.nodes import Nodes
 from tests.unit import tiny
 
 # Tests say how Ray authenticates instead of taking what the machine happens to have; one test runs in token mode.
@@ -86,6 +87,19 @@ def one_local_ray() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.fixture(scope="session")
+def cluster_address() -> Iterator[str]:
+    """A Ray that many commands join, one after the other: starting one is much of what a short command costs."""
+    with Nodes(head_cpus=4) as nodes:
+        yield nodes.address
+
+
+@pytest.fixture
+def joined(cluster_address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the commands of a test join it."""
+    monkeypatch.setenv("RAY_ADDRESS", cluster_address)
+
+
 def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "s2l_ray", *arguments]
 
@@ -155,7 +169,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
             encoder = tiny.encoder(folder / "encoder", {f"w{number}" for number in range(9)})
             metrics = [*TINY["evaluate"]["metrics"], "bert_score"]
             config = write_config(folder, evaluate={"metrics": metrics, "encoder": {"model": str(encoder)}})
-            done = run_s2l("run", str(config), "--json")
+            done = run_s2l("run", str(config), "--json", RAY_ADDRESS="")
             assert done.returncode == 0, done.stderr
             (folder / "answer.json").write_text(done.stdout)
     return FinishedRun(folder)

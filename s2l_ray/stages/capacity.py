@@ -32,8 +32,8 @@ Amounts = Mapping[str, float]
 
 
 def total_cpus() -> float:
-    """Return the CPUs that the cluster has now."""
-    return float(ray.cluster_resources().get("CPU", 0))
+    """Return the CPUs that the cluster has now; 0 where none is joined."""
+    return float(ray.cluster_resources().get("CPU", 0)) if ray.is_initialized() else 0.0
 
 
 def remote_options(demand: Demand) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Each is told from the process that knows it; Prometheus adds up over processes a
 
 from functools import cache
 
+import ray
 from ray.util.metrics import Counter, Gauge
 
 
@@ -30,7 +31,8 @@ def set_inertia(stratum: str, inertia: float) -> None:
 
 def set_stage_seconds(stage: str, seconds: float) -> None:
     """Set what a stage took."""
-    _gauge("s2l_stage_seconds", "What a stage took, the last time it ran").set(seconds, {"stage": stage})
+    if ray.is_initialized():  # not every stage needs it
+        _gauge("s2l_stage_seconds", "What a stage took, the last time it ran").set(seconds, {"stage": stage})
 
 
 @cache

@@ -26,6 +26,8 @@ from s2l_ray.storage import Storage
 
 MOST_AT_ONCE = 16
 """Stages side by side at most."""
+WITHOUT_RAY = frozenset({"compare_arms", "write_report"})
+"""Stages that put small tables together in this process: where nothing else is to do, no Ray is started."""
 
 
 @dataclass
@@ -73,8 +75,10 @@ class Runner:
             from s2l_ray.stages.shared_storage import check_shared
 
             self._storage.check_writable()
-            is_ours = runtime.connect(self._resources)
-            check_shared(self._storage)
+            on_ray = any(node.stage not in WITHOUT_RAY for node in todo)
+            is_ours = on_ray and runtime.connect(self._resources)
+            if on_ray:
+                check_shared(self._storage)
             self._run_nodes(todo)
             if is_ours:
                 runtime.disconnect()

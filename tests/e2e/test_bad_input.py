@@ -4,9 +4,12 @@ import json
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 import yaml
 
 from tests.conftest import run_s2l, write_config
+
+pytestmark = pytest.mark.usefixtures("joined")
 
 GOOD = [{"instruction": f"say {i}", "output": f"word {i}"} for i in range(40)]
 
@@ -36,12 +39,13 @@ def test_malformed_line_stops_the_run_with_file_and_line(tmp_path: Path) -> None
 
 
 def test_rejected_rows_are_counted_and_the_run_goes_on(tmp_path: Path) -> None:
-    # Also the one test in which Ray asks for its token, as it does by default.
+    # Also the one test in which Ray asks for its token, as it does by default; so it has to be one of its own.
     lines = [json.dumps(row) for row in GOOD]
     lines[4] = "[1, 2]"
     lines[9] = json.dumps({"instruction": "x", "output": "  "})
     config = config_with_rows(tmp_path, lines, on_bad_row="reject", max_rejected=0.1)
-    done = run_s2l("run", str(config), "--until", "prepare_examples", "--json", RAY_AUTH_MODE="token")
+    own = {"RAY_ADDRESS": "", "RAY_AUTH_MODE": "token"}
+    done = run_s2l("run", str(config), "--until", "prepare_examples", "--json", **own)
     assert done.returncode == 0, done.stderr
     folder = Path(json.loads(done.stdout)["artifacts"]["examples"])
     rejected = pq.read_table(folder / "rejected.parquet").to_pylist()

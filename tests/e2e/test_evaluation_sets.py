@@ -3,10 +3,14 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from s2l_ray.artifacts import Artifact
 from s2l_ray.storage import Storage
 from s2l_ray.tokens import opened_tokenizer
 from tests.conftest import artifacts_of, run_s2l, write_config
+
+pytestmark = pytest.mark.usefixtures("joined")
 
 ROWS = 8
 

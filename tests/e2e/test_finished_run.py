@@ -17,6 +17,8 @@ from s2l_ray.storage import Storage
 from s2l_ray.synthetic import SyntheticSpec, generate_rows
 from tests.conftest import artifacts_of, run_s2l, write_config
 
+pytestmark = pytest.mark.usefixtures("joined")
+
 TASKS = {"train_proxy": {"launcher": "task"}, "finetune_target": {"launcher": "task"}}
 
 
@@ -30,7 +32,7 @@ def every(storage: Path, name: str) -> list[Artifact]:
 
 
 @pytest.fixture(scope="module")
-def watched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def watched(tmp_path_factory: pytest.TempPathFactory, cluster_address: str) -> tuple[Path, Path]:
     """A run up to the subset on a file of rows with ids, by a proxy; return its storage and its config."""
     folder = tmp_path_factory.mktemp("watched")
     rows = generate_rows(SyntheticSpec(rows=600, skills=8), seed=0)
@@ -44,7 +46,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     )
     text = config.read_text().replace("synthetic:\n    rows: 600\n    skills: 8", f"path: {folder / 'rows.jsonl'}")
     config.write_text(text)
-    done = run_s2l("run", str(config), "--until", "select_subset")
+    done = run_s2l("run", str(config), "--until", "select_subset", RAY_ADDRESS=cluster_address)
     assert done.returncode == 0, done.stderr
     return folder / "storage", config
 

@@ -10,6 +10,8 @@ from s2l_ray.artifacts import Artifact, find_artifact
 from s2l_ray.storage import Storage
 from tests.conftest import run_s2l, write_config
 
+pytestmark = pytest.mark.usefixtures("joined")
+
 LONG = "how many apples does a farmer have who picks 12 in the morning and 30 in the evening of one day"
 
 

@@ -8,6 +8,8 @@ import pytest
 
 from tests.conftest import run_s2l, write_config
 
+pytestmark = pytest.mark.usefixtures("joined")
+
 QUICK = {"engine": "torch", "steps": 5}
 TASK = {stage: {"launcher": "task"} for stage in ("train_proxy", "finetune_target")}
 
