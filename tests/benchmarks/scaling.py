@@ -3,7 +3,9 @@
 Scoring is timed at two sizes, and the difference counts: a pool starts anew for every stage, whatever its size.
 """
 
+import itertools
 import multiprocessing
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -43,18 +45,21 @@ ROWS, ITERATIONS, ROUNDS = 4_000_000, 20, 3
 
 
 def measure_scoring() -> Iterator[Ratio]:
-    """Time the stage with a pool of one worker and of two, each with a core of its own."""
+    """Time the stage with a pool of one worker and of two, each with a core of its own, and bare processes between."""
     display.quiet = True
+    ours: dict[int, list[float]] = {1: [], 2: []}
+    bare: dict[int, list[float]] = {1: [], 2: []}
     runtime.connect(ResourcesConfig())
     try:
-        with tempfile.TemporaryDirectory(prefix="s2l-") as folder:
-            storage = Storage(folder)
-            seconds = {(rows, workers): _score(storage, rows, workers) for rows in (FEW, MANY) for workers in (1, 2)}
+        for _, workers in itertools.product(range(ROUNDS), (1, 2)):
+            few, many = (_score(rows, workers) for rows in (FEW, MANY))
+            ours[workers].append(many - few)
+            bare[workers].append(_bare_seconds(_score_bare, workers))
     finally:
         runtime.disconnect()
-    ours = (seconds[MANY, 1] - seconds[FEW, 1]) / (seconds[MANY, 2] - seconds[FEW, 2])
+    faster, bare_faster = (statistics.median(each[1]) / statistics.median(each[2]) for each in (ours, bare))
     work = f"scoring {MANY - FEW} rows, two workers over one"
-    yield Ratio(work, "two bare processes over one", ours, _bare(_score_bare), "times as fast")
+    yield Ratio(work, "two bare processes over one", faster, bare_faster, "times as fast", ROUNDS)
 
 
 def measure_kmeans() -> Iterator[Ratio]:
@@ -70,7 +75,8 @@ def measure_kmeans() -> Iterator[Ratio]:
     finally:
         runtime.disconnect()
     work = f"k-means on {ROWS:,} rows, two workers over one"
-    yield Ratio(work, "two bare processes over one", seconds[1] / seconds[2], _bare(_cluster_bare), "times as fast")
+    bare = [_bare_seconds(_cluster_bare, processes) for processes in (1, 2)]
+    yield Ratio(work, "two bare processes over one", seconds[1] / seconds[2], bare[0] / bare[1], "times as fast")
 
 
 def _iterate(rows: StratumRows, start_KT: np.ndarray) -> None:
@@ -86,19 +92,17 @@ def _timed(work: Callable[[], object]) -> float:
 # ------------------------------------------------------------------------------------------------------ bare processes
 
 
-def _bare(work: Callable[[int, int, "Barrier", Any], None]) -> float:
-    """Return how many times as fast two processes are that do half each."""
-    seconds = {}
+def _bare_seconds(work: Callable[[int, int, "Barrier", Any], None], processes: int) -> float:
+    """Return how long some processes take that share the work evenly."""
     context = multiprocessing.get_context("spawn")
-    for processes in (1, 2):
-        barrier, results = context.Barrier(processes), context.Queue()
-        started = [context.Process(target=work, args=(i, processes, barrier, results)) for i in range(processes)]
-        for process in started:
-            process.start()
-        seconds[processes] = max(results.get() for _ in started)
-        for process in started:
-            process.join()
-    return seconds[1] / seconds[2]
+    barrier, results = context.Barrier(processes), context.Queue()
+    started = [context.Process(target=work, args=(i, processes, barrier, results)) for i in range(processes)]
+    for process in started:
+        process.start()
+    seconds: float = max(results.get() for _ in started)
+    for process in started:
+        process.join()
+    return seconds
 
 
 def _score_bare(part: int, parts: int, barrier: "Barrier", results: Any) -> None:
@@ -148,23 +152,29 @@ def _cluster_bare(part: int, parts: int, barrier: "Barrier", results: Any) -> No
 # ------------------------------------------------------------------------------------------------- artifacts to score
 
 
-def _score(storage: Storage, rows: int, workers: int) -> float:
-    def made(name: str, write: Callable[[StagedOutput], StageResult]) -> Artifact:
-        output = begin(storage, name, f"{rows}{workers}".ljust(32, "0"))
-        assert output is not None
-        result = write(output)
-        return output.commit(result.files, config={}, inputs={}, summary=result.summary, run={"seconds": 0.0})
+def _score(rows: int, workers: int) -> float:
+    """Return how long the stage takes, in a storage of its own."""
+    with tempfile.TemporaryDirectory(prefix="s2l-") as folder:
+        storage = Storage(folder)
 
-    inputs = score_examples.Inputs(
-        tokens=made("tokens", lambda output: _write_tokens(output, rows)),
-        tokenizer=made("tokenizer", lambda output: StageResult([], {"pad_id": 0})),
-        proxy=made("proxy", _write_proxy),
-    )
-    pool = ResourcesConfig.model_validate({"score_examples": {"actors": [workers, workers], "cpus": 1}})
-    config = ScoreConfig(shard_rows=SHARD_ROWS, batch_tokens=4096)
-    started = time.perf_counter()
-    made("trajectories", lambda output: score_examples.score_examples(inputs, config, pool, output, seed=0))
-    return time.perf_counter() - started
+        def made(name: str, write: Callable[[StagedOutput], StageResult]) -> Artifact:
+            output = begin(storage, name, "0" * 32)
+            assert output is not None
+            result = write(output)
+            return output.commit(result.files, config={}, inputs={}, summary=result.summary, run={"seconds": 0.0})
+
+        inputs = score_examples.Inputs(
+            tokens=made("tokens", lambda output: _write_tokens(output, rows)),
+            tokenizer=made("tokenizer", lambda output: StageResult([], {"pad_id": 0})),
+            proxy=made("proxy", _write_proxy),
+        )
+        pool = ResourcesConfig.model_validate({"score_examples": {"actors": [workers, workers], "cpus": 1}})
+        config = ScoreConfig(shard_rows=SHARD_ROWS, batch_tokens=4096)
+        return _timed(
+            lambda: made(
+                "trajectories", lambda output: score_examples.score_examples(inputs, config, pool, output, seed=0)
+            )
+        )
 
 
 def _write_tokens(output: StagedOutput, rows: int) -> StageResult:
