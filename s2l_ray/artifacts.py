@@ -312,9 +312,12 @@ class Artifact:
 
         The attempt is marked, so that nobody adopts it: another run may still be reading its good files.
         """
-        place = (self.manifest.artifact, self.manifest.fingerprint)
-        self.storage.write_bytes(b"", *place, str(self.manifest.run["attempt"]), DISCARDED)
-        self.storage.delete_file(*place, MANIFEST)
+        place, attempt = (self.manifest.artifact, self.manifest.fingerprint), self.manifest.run["attempt"]
+        self.storage.write_bytes(b"", *place, str(attempt), DISCARDED)
+        # Another run may have found the damage first, and made the artifact anew.
+        current = find_artifact(self.storage, *place)
+        if current is not None and current.manifest.run["attempt"] == attempt:
+            self.storage.delete_file(*place, MANIFEST)
 
 
 def find_artifact(storage: Storage, artifact: str, fingerprint: str) -> Artifact | None:

@@ -33,6 +33,10 @@ HEARTBEAT = "heartbeat.json"
 SCRATCH = "scratch"
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
+LOOK_BEATS = 3
+"""For how many heartbeats an attempt of another host is watched before it is taken for dead."""
+CLOCK_SECONDS = 3600.0
+"""How far the clocks of two hosts may be apart."""
 BUSY_SECONDS = 2.0
 """How often an artifact is looked for that another run is making."""
 _PROCESS = uuid.uuid4().hex
@@ -46,16 +50,16 @@ def begin(storage: Storage, artifact: str, fingerprint: str) -> "StagedOutput | 
     Of several that would adopt the same attempt the first to write a claim has it; the claim counts until the
     adopter has had the time for a heartbeat of its own.
     """
-    for staged in _attempts(storage, artifact, fingerprint):
-        if staged.read_bytes(DISCARDED) is not None:
-            continue
-        beat = staged.heartbeat()
-        if beat is not None and _is_alive(beat):
+    open_ones = [one for one in _attempts(storage, artifact, fingerprint) if one.read_bytes(DISCARDED) is None]
+    beats = [(staged, staged.heartbeat()) for staged in open_ones]
+    if any(beat is not None and _is_alive(beat) for _, beat in beats):
+        return None
+    for staged, beat in beats:
+        if beat is not None and _beats_still(staged, beat):
             return None
-        claim = _claim_of(staged, beat)
-        if storage.create_exclusively(json.dumps({"time": time.time(), "by": uuid.uuid4().hex}).encode(), *claim):
+        if _claim(staged, beat):
             return staged
-        if _is_claimed(storage, claim):
+        if _is_claimed(storage, _claim_of(staged, beat)):
             return None
     return StagedOutput(storage, artifact, fingerprint, f"attempt-{uuid.uuid4().hex[:12]}")
 
@@ -81,6 +85,10 @@ def find_or_make(
             return known
         output = begin(storage, artifact, fingerprint)
         if output is not None:
+            # A run that has committed since we looked has signed off, and its attempt looks abandoned.
+            known = find_artifact(storage, artifact, fingerprint)
+            if known is not None:
+                return known
             with output.alive(display.doing()):
                 return make(output)
         if not waited:
@@ -134,6 +142,24 @@ def orphans(storage: Storage) -> list[tuple[str, ...]]:
                 elif SCRATCH in storage.list_folders(artifact, fingerprint, staged.attempt):
                     found.append((artifact, fingerprint, staged.attempt, SCRATCH))
     return found
+
+
+def remove_orphan(storage: Storage, orphan: tuple[str, ...]) -> bool:
+    """Remove what `orphans` has found; return False where it is left, since a run has taken it up meanwhile."""
+    artifact, fingerprint, attempt, *scratch = orphan
+    if not scratch:
+        staged = StagedOutput(storage, artifact, fingerprint, attempt)
+        beat = staged.heartbeat()
+        if beat is not None and (_is_alive(beat) or _beats_still(staged, beat)):
+            return False
+        # The claim holds back whoever would adopt it while it goes.
+        if not _claim(staged, beat) and _is_claimed(storage, _claim_of(staged, beat)):
+            return False
+        committed = find_artifact(storage, artifact, fingerprint)
+        if committed is not None and committed.manifest.run["attempt"] == attempt:
+            return False
+    storage.delete_folder(*orphan)
+    return True
 
 
 @dataclass(frozen=True)
@@ -393,6 +419,24 @@ def _claim_of(staged: StagedOutput, beat: Mapping[str, Any] | None) -> tuple[str
     return staged.artifact, staged.fingerprint, staged.attempt, f"claim-{beat['nonce'] if beat else 'first'}"
 
 
+def _claim(staged: StagedOutput, beat: Mapping[str, Any] | None) -> bool:
+    """Claim an attempt that was left with this heartbeat; return whether nobody did before."""
+    word = {"time": time.time(), "by": uuid.uuid4().hex}
+    return staged.storage.create_exclusively(json.dumps(word).encode(), *_claim_of(staged, beat))
+
+
+def _beats_still(staged: StagedOutput, beat: Mapping[str, Any]) -> bool:
+    """Return whether an attempt of another host that looks dead has a heartbeat: its clock may differ from ours."""
+    if beat["host"] == _host() or abs(time.time() - beat["time"]) > CLOCK_SECONDS:
+        return False
+    until = time.monotonic() + LOOK_BEATS * HEARTBEAT_SECONDS
+    while time.monotonic() < until:
+        time.sleep(HEARTBEAT_SECONDS / 2)
+        if staged.heartbeat() != beat:
+            return True
+    return False
+
+
 def _is_alive(beat: Mapping[str, Any]) -> bool:
     if beat["host"] != _host():
         return bool(time.time() - beat["time"] <= STALE_SECONDS)
@@ -408,10 +452,14 @@ def _is_alive(beat: Mapping[str, Any]) -> bool:
 
 
 def _started(pid: int) -> str:
-    """Return when a process started [clock ticks since boot], so that a number used again is not taken for it."""
+    """Return when a process started [clock ticks since boot], so that a number used again is not taken for it.
+
+    Empty where that cannot be known, and for a process that has ended and that its parent has not asked about yet.
+    """
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "" if state in "ZX" else fields[18]
+    except (OSError, ValueError, IndexError):
         return ""
 
 

@@ -317,14 +317,17 @@ def report(options: argparse.Namespace) -> Document:
 
 def gc(options: argparse.Namespace) -> Document:
     """Remove what cut-short runs left behind."""
-    from s2l_ray.attempts import orphans
+    from s2l_ray.attempts import orphans, remove_orphan
     from s2l_ray.storage import Storage
 
     storage = Storage.at(options.storage)
     found = orphans(storage)
+    removed = []
     for orphan in found:
-        display.say(f"{'would remove' if options.dry_run else 'removing'} {storage.uri_of(*orphan)}")
-        if not options.dry_run:
-            storage.delete_folder(*orphan)
-    display.say(f"{len(found)} abandoned folder{'s' if len(found) != 1 else ''}")
-    return {"removed": ["/".join(o) for o in found], "dry_run": options.dry_run}
+        if options.dry_run or remove_orphan(storage, orphan):
+            removed.append(orphan)
+            display.say(f"{'would remove' if options.dry_run else 'removed'} {storage.uri_of(*orphan)}")
+        else:
+            display.say(f"a run has taken up {storage.uri_of(*orphan)}; it stays")
+    display.say(f"{len(removed)} abandoned folder{'s' if len(removed) != 1 else ''}")
+    return {"removed": ["/".join(o) for o in removed], "dry_run": options.dry_run}

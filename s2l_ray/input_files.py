@@ -37,7 +37,8 @@ class InputFile:
         index: position in the list of files, sorted by name; the high bits of an `example_id`.
         file_format: by content.
         bytes: size, as it is stored.
-        modified_ns: time of the last change [ns since 1970]; 0 where the filesystem does not say.
+        modified_ns: time of the last change [ns since 1970], of a remote file in whole seconds; 0 where the filesystem
+            does not say.
         source: from the entry of a mixture.
         compression: of the whole file; Parquet and Arrow compress within and have none.
         entry: place of its entry in a mixture.
@@ -67,12 +68,21 @@ def check_unchanged(file: InputFile) -> None:
     filesystem, path = filesystem_of(file.path)
     with answered(file.path):
         info = filesystem.get_file_info(path)
-    modified_ns = info.mtime_ns or 0
+    modified_ns = change_ns(info, file.path)
     if info.type != pafs.FileType.File or info.size != file.bytes or modified_ns != file.modified_ns:
         raise DataError(
             f"{shown(file.name)} has changed since the run began. Leave the input as it is while a run goes on, and "
             "run the same command again."
         )
+
+
+def change_ns(info: Any, path: str) -> int:
+    """Return when a file was last changed, to be compared with what is said of it at another time.
+
+    Many stores tell milliseconds when they list a folder, and whole seconds when they are asked for one file.
+    """
+    told_ns = int(info.mtime_ns or 0)
+    return told_ns - told_ns % 10**9 if is_remote(path) else told_ns
 
 
 @contextmanager

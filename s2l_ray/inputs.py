@@ -20,7 +20,7 @@ from s2l_ray.config import InputPath
 from s2l_ray.errors import ConfigError, DataError
 from s2l_ray.filesystems import is_missing, waiting_told
 from s2l_ray.formats.sniff import SUPPORTED, Found, declared_format, is_named_text, is_one_object, sniff
-from s2l_ray.input_files import InputFile, Warn, filesystem_of, is_remote, listed, public, shown
+from s2l_ray.input_files import InputFile, Warn, change_ns, filesystem_of, is_remote, listed, public, shown
 
 MAX_FILES = 2**23
 """Files of one dataset: what the high bits of an `example_id` can number."""
@@ -221,7 +221,7 @@ def _remote(entry: InputPath, key: str) -> Iterator[InputFile]:
         if file is not info:
             parts = urlsplit(address)
             uri = urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{quote(name)}"))
-        yield InputFile(uri, name, 0, "jsonl", file.size or 0, file.mtime_ns or 0, entry.source)
+        yield InputFile(uri, name, 0, "jsonl", file.size or 0, change_ns(file, uri), entry.source)
 
 
 def _first_missing(filesystem: pafs.FileSystem, path: str) -> str:

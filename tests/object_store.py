@@ -108,7 +108,9 @@ class _Handler(BaseHTTPRequestHandler):
         headers["Content-Length"] = str(len(body))
         upstream.request(self.command, self.path, body, headers)
         response = upstream.getresponse()
-        self._answer(response.status, dict(response.getheaders()), response.read())
+        # Lists tell milliseconds, as those of many stores do; what is said of one object has whole seconds.
+        answer = response.read().replace(b".000Z</LastModified>", b".250Z</LastModified>")
+        self._answer(response.status, dict(response.getheaders()), answer)
         upstream.close()
 
     def _body(self) -> bytes:

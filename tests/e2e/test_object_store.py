@@ -20,7 +20,8 @@ import pytest
 
 from s2l_ray.artifacts import find_artifact
 from s2l_ray.attempts import StagedOutput, orphans
-from s2l_ray.errors import ConfigError
+from s2l_ray.errors import ConfigError, DataError
+from s2l_ray.input_files import check_unchanged
 from s2l_ray.inputs import find_inputs
 from s2l_ray.raw_rows import read_rows
 from s2l_ray.storage import Storage
@@ -171,6 +172,17 @@ def test_input_that_is_not_there_is_said_with_the_first_part_that_is_missing(pla
     with pytest.raises(ConfigError, match=re.escape(NOT_THERE[place])) as caught:
         find_inputs(store.uri("").replace(f"@{BUCKET}/", place), key="examples.path")
     assert SECRET not in str(caught.value)
+
+
+def test_files_of_a_folder_are_unchanged_until_they_change(store: ObjectStore) -> None:
+    store.storage("data").write_bytes(b'{"instruction": "a", "output": "b"}\n', "folder", "rows.jsonl")
+    (file,) = find_inputs(store.uri("data/folder"), key="examples.path")
+    check_unchanged(file)
+    store.storage("data").write_bytes(b'{"instruction": "a", "output": "c"}\n', "folder", "rows.jsonl")
+    while find_inputs(store.uri("data/folder"), key="examples.path") == (file,):  # within the same second
+        store.storage("data").write_bytes(b'{"instruction": "a", "output": "c"}\n', "folder", "rows.jsonl")
+    with pytest.raises(DataError, match="has changed since"):
+        check_unchanged(file)
 
 
 def test_storage_in_a_bucket_that_is_not_there_is_refused_and_in_a_new_folder_not(store: ObjectStore) -> None:

@@ -124,6 +124,14 @@ def test_artifact_discarded_does_not_exist_and_can_be_made_again(storage):
     assert commit(begun(storage)).digest == first.digest
 
 
+def test_artifact_discarded_late_leaves_the_one_that_was_made_since(storage):
+    first = commit(begun(storage))
+    first.discard()  # a run finds the damage, and makes it anew
+    second = commit(begun(storage))
+    first.discard()  # another one was still looking at the old files
+    assert find_artifact(storage, "clusters", FINGERPRINT) == second
+
+
 def test_artifact_equality_is_that_of_the_address(storage):
     artifact = commit(begun(storage))
     assert artifact == find_artifact(storage, "clusters", FINGERPRINT)

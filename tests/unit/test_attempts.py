@@ -33,6 +33,11 @@ def storage(tmp_path) -> Storage:
     return Storage.at(str(tmp_path / "storage"))
 
 
+@pytest.fixture(autouse=True)
+def short_look(monkeypatch):
+    monkeypatch.setattr(attempts, "LOOK_BEATS", 0.02)
+
+
 def heartbeat(output: StagedOutput, **changes) -> None:
     beat = {"host": attempts._host(), "pid": os.getpid(), "nonce": "n", "time": time.time()} | changes
     output.storage.write_bytes(json.dumps(beat).encode(), *output._parts(attempts.HEARTBEAT))
@@ -188,6 +193,57 @@ def test_begin_adopts_an_attempt_gone_stale_on_another_machine(storage):
     output = begun(storage)
     heartbeat(output, host="elsewhere", time=time.time() - STALE_SECONDS - 1)
     assert begun(storage) == output
+
+
+def test_begin_leaves_an_attempt_alone_whose_clock_is_behind_while_its_heartbeat_changes(storage, monkeypatch):
+    monkeypatch.setattr(attempts, "LOOK_BEATS", 3)
+    monkeypatch.setattr(attempts, "HEARTBEAT_SECONDS", 0.2)
+    output = begun(storage)
+
+    def beat(second: float) -> None:
+        heartbeat(output, host="elsewhere", time=time.time() - 2 * STALE_SECONDS + second)
+
+    beat(0)
+    later = threading.Timer(0.3, beat, [0.3])
+    later.start()
+    assert begin(storage, "clusters", FINGERPRINT) is None
+    later.join()
+    assert begun(storage) == output  # it has fallen silent
+
+
+def test_begin_with_a_dead_attempt_beside_a_live_one_waits(storage):
+    dead, live = (StagedOutput(storage, "clusters", FINGERPRINT, f"attempt-{i:012x}") for i in range(2))
+    heartbeat(dead, pid=dead_pid())
+    heartbeat(live)
+    assert begin(storage, "clusters", FINGERPRINT) is None
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the system tells no state of a process")
+def test_begin_adopts_an_attempt_whose_process_has_ended_and_was_not_waited_for(storage):
+    output = begun(storage)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        heartbeat(output, pid=process.pid, started=attempts._started(process.pid))
+        assert begin(storage, "clusters", FINGERPRINT) is None
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert begun(storage) == output
+
+
+def test_find_or_make_finds_what_was_committed_between_its_two_looks(storage, monkeypatch):
+    output = begun(storage)
+    heartbeat(output)
+    look = attempts.begin
+
+    def commits_in_between(*where):
+        monkeypatch.setattr(attempts, "begin", look)
+        with output.alive():
+            commit(output, [output.write_bytes("a", b"x")])
+        return look(*where)
+
+    monkeypatch.setattr(attempts, "begin", commits_in_between)
+    found = attempts.find_or_make(storage, "clusters", FINGERPRINT, lambda _: pytest.fail("made again"))
+    assert found.manifest.run["attempt"] == output.attempt
+    assert found.damaged_files() == []
 
 
 def test_begin_adopts_an_attempt_killed_before_its_first_heartbeat(storage):
@@ -412,6 +468,29 @@ def test_orphans_do_not_include_an_attempt_committed_while_they_are_listed(stora
     assert orphans(storage) == []
     monkeypatch.setattr(StagedOutput, "heartbeat", read)
     assert orphans(storage) == []
+
+
+@pytest.mark.parametrize("abandon", [abandon_released, abandon_dead, abandon_stale, abandon_unborn])
+def test_remove_orphan_leaves_what_a_run_has_taken_up_since(storage, abandon):
+    output = begun(storage)
+    abandon(output)
+    (orphan,) = orphans(storage)
+    assert begun(storage) == output  # it has a claim, and no heartbeat yet
+    assert not attempts.remove_orphan(storage, orphan)
+    with output.alive():
+        assert not attempts.remove_orphan(storage, orphan)
+        artifact = commit(output, [output.write_bytes("a", b"x")])
+    assert not attempts.remove_orphan(storage, orphan)
+    assert artifact.damaged_files() == []
+
+
+@pytest.mark.parametrize("abandon", [abandon_released, abandon_dead, abandon_stale, abandon_unborn])
+def test_remove_orphan_removes_what_nobody_has(storage, abandon):
+    output = begun(storage)
+    abandon(output)
+    (orphan,) = orphans(storage)
+    assert attempts.remove_orphan(storage, orphan)
+    assert storage.list_folders("clusters", FINGERPRINT) == []
 
 
 def test_orphans_of_a_storage_that_does_not_exist_are_none(storage):
