@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from s2l_ray.artifacts import hash_of
 from s2l_ray.config import (
     Config,
     EncoderConfig,
@@ -194,7 +195,7 @@ def _examples_node(config: Config, files: tuple[InputFile, ...]) -> Node:
         settings={
             **settings_of(config.examples, without=NOT_IN_BYTES),
             "held_out": held_out,
-            **_own_layouts(files),
+            **_mixture(files),
         },
         inputs={},
         seed=derive_seed(config.seed, "synthetic") if config.examples.synthetic else 0,
@@ -230,20 +231,23 @@ def all_rows_node(artifact: str, section: ExamplesConfig, listed: tuple[InputFil
         artifact=artifact,
         stage="prepare_examples",
         config=PrepareSettings(section, listed, "all", 0.0, 0, key),
-        settings={**settings_of(section, without=NOT_IN_BYTES), "part": "all", **_own_layouts(listed)},
+        settings={**settings_of(section, without=NOT_IN_BYTES), "part": "all", **_mixture(listed)},
         inputs={},
         outside=_files_outside(listed),
     )
 
 
-def _own_layouts(files: tuple[InputFile, ...]) -> dict[str, Any]:
-    """Return how files are read whose entry of a mixture says so, by name; nothing where none does."""
+def _mixture(files: tuple[InputFile, ...]) -> dict[str, Any]:
+    """Return what the entries of a mixture decide: which files are laid out alike, and how, where an entry says so."""
     found = {
         file.name: {"format": file.layout, "columns": dict(file.columns or {})}
         for file in files
         if file.layout is not None or file.columns is not None
     }
-    return {OWN_LAYOUTS: found} if found else {}
+    first: dict[int, str] = {}
+    alike = [[file.name, first.setdefault(file.entry, file.name)] for file in files]
+    entries = {"entries": hash_of(alike)} if len(first) > 1 else {}
+    return {**({OWN_LAYOUTS: found} if found else {}), **entries}
 
 
 def _tokenizer_node(config: Config, key: ModelKey, model: ModelConfig, examples: Node) -> Node:

@@ -17,7 +17,7 @@ from s2l_ray.judging.bert_score import check_encoder
 from s2l_ray.judging.metrics import judges_of
 from s2l_ray.needs import JudgeableRows, Needs
 from s2l_ray.nodes import arm_nodes, encoder_of, model_outside, models_of, settings_of
-from s2l_ray.pretrained import pinned, pretrained_folder
+from s2l_ray.pretrained import check_fits, local_folder, pinned, pretrained_folder
 from s2l_ray.stage_settings import DiagnoseSettings, ReportSettings
 
 ModelT = TypeVar("ModelT", bound=ModelConfig)
@@ -134,7 +134,8 @@ def fetch_models(experiment: Experiment) -> None:
     """Fetch the models of the hub that are not on this machine, so that the plan knows which commit they are.
 
     Raises:
-        ConfigError: one cannot be fetched, or has no such layers as `target.lora` or `evaluate.encoder` name.
+        ConfigError: one cannot be fetched, reads less than `tokens.max_tokens`, or has no such layers as `target.lora`
+            or `evaluate.encoder` name.
     """
     checked: set[Any] = set()
     for config in experiment.arms.values():
@@ -142,6 +143,11 @@ def fetch_models(experiment: Experiment) -> None:
             outside = model_outside(pinned(model), key)
             if outside is not None and outside.is_unfetched:
                 pretrained_folder(model, key)
+            folder, max_tokens = local_folder(model), config.tokens.max_tokens
+            # Its tokenizer was perhaps taken over for fewer tokens, and is not looked at again.
+            if folder is not None and (folder, max_tokens) not in checked:
+                check_fits(folder, key, max_tokens=max_tokens)
+                checked.add((folder, max_tokens))
         target, lora = config.target, config.target.lora
         asked = (target.model, target.revision, lora)
         encoder = encoder_of(config)

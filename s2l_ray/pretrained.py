@@ -30,14 +30,25 @@ def pinned(config: ModelType) -> ModelType:
         return config
     if re.fullmatch(r"[0-9a-f]{40}", config.revision or ""):
         return config
+    folder = local_folder(config)
+    return config if folder is None else config.model_copy(update={"revision": folder.name})
+
+
+def local_folder(config: NamedModel) -> Path | None:
+    """Return the folder in which this machine has a pretrained model's config; None where it has it not."""
+    if not isinstance(config.model, str):
+        return None
+    folder = Path(config.model).expanduser()
+    if folder.is_dir():
+        return folder if (folder / "config.json").exists() else None
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
         found = try_to_load_from_cache(config.model, "config.json", revision=config.revision)
     except HFValidationError:
-        return config
-    return config.model_copy(update={"revision": Path(found).parent.name}) if isinstance(found, str) else config
+        return None
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def pretrained_folder(config: NamedModel, key: str) -> Path:
@@ -108,7 +119,7 @@ def _checked(folder: Path, key: str) -> Path:
     return folder
 
 
-def check_fits(folder: Path, key: str, *, max_tokens: int, vocab_size: int) -> None:
+def check_fits(folder: Path, key: str, *, max_tokens: int, vocab_size: int = 0) -> None:
     """Refuse what a pretrained model cannot read, by its config alone: its weights are not loaded.
 
     Args:

@@ -123,9 +123,19 @@ class _Lines:
         return b"".join(self._taken)
 
     def delimiter(self) -> str:
-        """Return what parts the fields of the first line."""
+        """Return what parts the fields of the first line.
+
+        Raises:
+            DataError: a carriage return within it ends no line that we know of.
+        """
         first = (self._first or b"").decode(errors="replace")
-        return max(_DELIMITERS, key=lambda mark: len(next(csv.reader([first], delimiter=mark), [])))
+        try:
+            return max(_DELIMITERS, key=lambda mark: len(next(csv.reader([first], delimiter=mark), [])))
+        except csv.Error as error:
+            raise DataError(
+                f"{shown(self._file.name)}:1: lines seem to end with a carriage return alone. Expected a line feed, "
+                "with or without one before it; convert the file, and put texts of several lines in quotation marks."
+            ) from error
 
     def begin_record(self) -> None:
         """Forget the lines of the last record."""

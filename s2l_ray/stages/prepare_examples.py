@@ -38,6 +38,8 @@ from s2l_ray.stage_settings import PrepareSettings
 from s2l_ray.stages.shards import Receipt, map_shards
 
 ROW_GROUP = 4096
+GROUP_CHARACTERS = 2**24
+"""A row group ends earlier where its texts are long: a worker holds one, whatever rows look like."""
 PART_GROUPS = 16
 """Row groups per file: what later stages read at once, however large an input file is."""
 GROUP_BYTES = 64 << 20
@@ -75,7 +77,8 @@ class ReadFiles:
         tally = _Tally()
         tables = self._tables(group, tally)
         records: list[FileRecord] = []
-        while part := list(itertools.islice(tables, PART_GROUPS)):
+        for first in tables:
+            part = itertools.chain([first], itertools.islice(tables, PART_GROUPS - 1))
             path = f"examples-{group.piece}-{len(records):05d}.parquet"
             records.append(self.output.write_parquet(path, part, schemas.EXAMPLES))
         for file in group.files:
@@ -87,6 +90,7 @@ class ReadFiles:
 
     def _tables(self, group: FileGroup, tally: "_Tally") -> Iterator[pa.Table]:
         kept: list[Example] = []
+        characters = 0
         for file in group.files:
             for item in read_examples(file, self.layouts[file.name], on_warning=tally.warnings.append):
                 tally.rows_in += 1
@@ -96,9 +100,10 @@ class ReadFiles:
                     tally.rejected.append([item.input_file, item.input_row, item.reason])
                     continue
                 kept.append(item)
-                if len(kept) == ROW_GROUP:
+                characters += sum(len(turn.content) for turn in item.turns)
+                if len(kept) == ROW_GROUP or characters >= GROUP_CHARACTERS:
                     yield self._side(kept, tally)
-                    kept = []
+                    kept, characters = [], 0
         yield self._side(kept, tally)
 
     def _side(self, examples: list[Example], tally: "_Tally") -> pa.Table:

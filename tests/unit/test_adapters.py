@@ -119,7 +119,7 @@ def test_layers_that_the_target_lacks_are_said_before_anything_runs(tmp_path, is
     model = str(tmp_path) if is_pretrained else "{model_type: llama, hidden_size: 8, num_hidden_layers: 1, "
     model += "" if is_pretrained else "num_attention_heads: 2}"
     proxy = "proxy: {model: {hidden_size: 8, num_hidden_layers: 1, num_attention_heads: 2}}\n"
-    text = f"{tiny.SYNTHETIC}{proxy}target: {{model: {model}}}\n"
+    text = f"{tiny.SYNTHETIC}tokens: {{max_tokens: 32}}\n{proxy}target: {{model: {model}}}\n"
     with pytest.raises(ConfigError, match="query_key_value"):
         fetch_models(tiny.parse(text, "target.lora={target_modules: [query_key_value]}"))
     fetch_models(tiny.parse(text, "target.lora={target_modules: [q_proj]}"))

@@ -17,6 +17,7 @@ from s2l_ray.models import (
     save_model,
     save_stops,
 )
+from s2l_ray.plan import fetch_models
 from s2l_ray.pretrained import check_fits, is_pretrained, pretrained_folder
 from s2l_ray.storage import Storage
 from tests.hub import GATED_MODEL, MODEL, hub
@@ -227,6 +228,12 @@ def test_what_a_model_cannot_read_is_said_from_its_config_alone(folder, limits, 
     check_fits(folder, "target", max_tokens=tiny.MAX_TOKENS, vocab_size=40)
     (folder / WEIGHTS).unlink()
     refused(lambda: check_fits(folder, "target", **limits), *words)
+
+
+def test_more_tokens_than_a_model_reads_are_refused_before_anything_runs(folder):
+    models = f"proxy: {{model: {folder}}}\ntarget: {{model: {folder}}}\n"
+    fetch_models(tiny.parse(f"{tiny.SYNTHETIC}{models}", f"tokens.max_tokens={tiny.MAX_TOKENS}"))
+    refused(lambda: fetch_models(tiny.parse(f"{tiny.SYNTHETIC}{models}", "tokens.max_tokens=33")), "33", "32", "Lower")
 
 
 @pytest.mark.parametrize(("stop_ids", "expected"), [([3], 3), ([1, 7], [1, 7])], ids=["one stop", "several stops"])

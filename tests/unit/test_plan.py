@@ -487,6 +487,19 @@ def test_source_of_a_mixture_is_part_of_the_identity(tmp_path):
     assert len(keys) == 2
 
 
+def test_files_that_are_laid_out_by_themselves_are_other_examples_than_those_of_a_folder(tmp_path):
+    files = [rows_file(tmp_path, name) for name in ("a.jsonl", "b.jsonl", "c.jsonl")]
+
+    def key(*entries: str) -> str:
+        listed = ", ".join(f"{{path: '{entry}', source: x}}" for entry in entries)
+        return node_of(pipeline_of("", f"examples={{path: [{listed}]}}"), "examples").key
+
+    in_pairs = [f"{tmp_path}/[ab].jsonl", f"{tmp_path}/c.jsonl"], [f"{tmp_path}/a.jsonl", f"{tmp_path}/[bc].jsonl"]
+    ways = [key(f"{tmp_path}/*.jsonl"), key(*map(str, files)), *(key(*entries) for entries in in_pairs)]
+    assert len(set(ways)) == len(ways)
+    assert key(*reversed(in_pairs[0])) == ways[2]
+
+
 def test_held_out_data_of_its_own_leaves_all_examples_to_training(tmp_path):
     train, test = rows_file(tmp_path), rows_file(tmp_path, "test.jsonl", "minus")
     split = pipeline_of("", f"examples={{path: {train}}}")

@@ -15,6 +15,7 @@ from s2l_ray.config import InputPath
 from s2l_ray.errors import DataError
 from s2l_ray.formats import json_rows
 from s2l_ray.formats import row as limits
+from s2l_ray.formats.csv_rows import csv_delimiter
 from s2l_ray.formats.row import BadRow
 from s2l_ray.input_files import InputFile
 from s2l_ray.inputs import find_inputs
@@ -577,6 +578,12 @@ def test_csv_bad_records_are_bad_rows_and_the_next_one_is_read(put):
 def test_csv_quotation_without_end_is_data_error_with_its_line(put):
     with pytest.raises(DataError, match=r"rows\.csv:3: the file ends within a quotation"):
         read(put('a,b\n1,2\n3,"never closed\n4,5\n', "rows.csv"))
+
+
+@pytest.mark.parametrize("look", [read, csv_delimiter])
+def test_csv_whose_lines_end_with_a_carriage_return_alone_is_data_error(put, look):
+    with pytest.raises(DataError, match=r"rows\.csv:1: lines seem to end with a carriage return alone"):
+        look(put("a,b\r1,2\r3,4\r", "rows.csv"))
 
 
 def test_csv_record_above_the_limit_is_data_error_with_its_line(put, monkeypatch):
