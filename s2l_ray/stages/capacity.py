@@ -7,7 +7,8 @@ import math
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,8 +33,8 @@ Amounts = Mapping[str, float]
 
 
 def total_cpus() -> float:
-    """Return the CPUs that the cluster has now; 0 where none is joined."""
-    return float(ray.cluster_resources().get("CPU", 0)) if ray.is_initialized() else 0.0
+    """Return the CPUs that the cluster has now."""
+    return float(ray.cluster_resources().get("CPU", 0))
 
 
 def remote_options(demand: Demand) -> dict[str, Any]:
@@ -54,6 +55,31 @@ def at_once(demand: Demand) -> float:
         return math.inf
     have = ray.cluster_resources()
     return min(float(have.get(name, 0.0)) / (demand.count * each) for name, each in demand.bundle.items())
+
+
+class Claims:
+    """What the stages of a run that are under way cannot do without: one that would only wait for them comes later."""
+
+    def __init__(self) -> None:
+        self._held: Counter[str] = Counter()  # of floats
+
+    def has_room_for(self, demand: Demand | None) -> bool:
+        """Return whether a stage fits beside them; where an autoscaler may bring more only CPUs are counted."""
+        if demand is None or not self._held:
+            return True
+        have, kinds = ray.cluster_resources(), {"CPU"} if Autoscaler.ask().is_there else {*demand.bundle}
+        asked = {kind: demand.count * demand.bundle[kind] for kind in kinds}
+        return all(self._held[kind] + amount <= have.get(kind, 0.0) for kind, amount in asked.items())
+
+    def add(self, demand: Demand | None) -> None:
+        """Count a stage that begins."""
+        if demand is not None:
+            self._held.update({kind: demand.count * each for kind, each in demand.bundle.items()})
+
+    def remove(self, demand: Demand | None) -> None:
+        """Count it no longer: it has ended."""
+        if demand is not None:
+            self._held.subtract({kind: demand.count * each for kind, each in demand.bundle.items()})
 
 
 def check_capacity(resources: ResourcesConfig) -> None:
@@ -155,7 +181,7 @@ class Autoscaler:
         return f", {nodes}" if self.is_there else ""
 
 
-def wait_for(demand: Demand, label: str, seconds: float) -> None:
+def wait_for(demand: Demand, label: str, seconds: float, is_ours: Callable[[], bool] = lambda: False) -> None:
     """Wait until the cluster holds a stage's workers, and show that and what it waits for.
 
     A placement group asks: it is what an autoscaler heeds, and it is ready only when all workers fit at once.
@@ -163,6 +189,7 @@ def wait_for(demand: Demand, label: str, seconds: float) -> None:
     Args:
         label: the stage, for messages.
         seconds: longest wait.
+        is_ours: whether the run itself is using what it waits for just now, which ends by itself; not counted.
 
     Raises:
         ConfigError: the autoscaler says that it cannot bring them.
@@ -172,11 +199,14 @@ def wait_for(demand: Demand, label: str, seconds: float) -> None:
         [demand.bundle] * demand.count, bundle_label_selector=[demand.selector] * demand.count
     )
     asked = f"{demand.count} x {_amounts(demand.bundle)}{_where(demand)}"
-    started, refused = time.monotonic(), 0
+    started = since = time.monotonic()
+    refused = 0
     try:
         with display.progress(f"{label}: waiting for {asked}") as progress:
             while not group.wait(LOOK_SECONDS):
-                waited, autoscaler = time.monotonic() - started, Autoscaler.ask()
+                now, autoscaler = time.monotonic(), Autoscaler.ask()
+                since = now if is_ours() else since
+                waited = now - since
                 refused = refused + 1 if autoscaler.cannot_hold(group) else 0
                 if refused > REFUSALS:
                     raise ConfigError(
@@ -189,7 +219,7 @@ def wait_for(demand: Demand, label: str, seconds: float) -> None:
                         f"{_amounts(ray.available_resources())} free{autoscaler}. `ray status` says what it waits for. "
                         "Ask for less, or raise resources.wait_seconds; the same command goes on from here."
                     )
-                progress.update(waited, note=str(autoscaler))
+                progress.update(now - started, note=str(autoscaler))
     finally:
         ray.util.remove_placement_group(group)
 

@@ -1,16 +1,16 @@
 """Running a pipeline: fingerprint, skip what exists, run what does not, commit.
 
-Nodes whose inputs exist run side by side as far as the cluster's CPUs allow, so that independent arms share one Ray
-instance and no stage waits for CPUs that another one holds for good.
+Nodes whose inputs exist run side by side as far as the cluster holds them, so that independent arms share one Ray
+instance and no stage waits for what another one holds for good.
 """
 
 import importlib
 import platform
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -55,6 +55,7 @@ class Runner:
         self._pipeline, self._storage, self._resources = pipeline, storage, resources
         self._digests = DigestCache(storage)
         self._digest_lock = threading.Lock()
+        self._at_work: set[str] = set()
         self._verified: set[str] = set() if verified is None else verified
         self.result = RunResult()
 
@@ -86,25 +87,23 @@ class Runner:
         return self.result
 
     def _run_nodes(self, todo: list[Node]) -> None:
-        from s2l_ray.stages.capacity import total_cpus
+        from s2l_ray.stages.capacity import Claims
 
-        claimed = 0.0
-        waiting, running = list(todo), dict[Future[Artifact], tuple[Node, float]]()
+        claims, demand_of = Claims(), self._resources.of
+        waiting, running = list(todo), dict[Future[Artifact], Node]()
         threads = ThreadPoolExecutor(max_workers=MOST_AT_ONCE, thread_name_prefix=STAGE_THREAD)
         try:
             while waiting or running:
-                cpus = total_cpus()
                 for node in list(waiting):
-                    claim = self._claim(node)
                     ready = all(parent.key in self.result.artifacts for parent in node.inputs.values())
-                    if ready and (claimed + claim <= cpus or not running):
+                    if ready and (not running or claims.has_room_for(demand_of(node.stage))):
                         waiting.remove(node)
-                        claimed += claim
-                        running[threads.submit(self._run_node, node)] = (node, claim)
+                        claims.add(demand_of(node.stage))
+                        running[threads.submit(self._run_node, node)] = node
                 finished, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in finished:
-                    node, claim = running.pop(future)
-                    claimed -= claim
+                    node = running.pop(future)
+                    claims.remove(demand_of(node.stage))
                     self._take(node, future.result())
         finally:
             # After a failure other stages may be hours from their end. They are left to the end of the process.
@@ -115,10 +114,6 @@ class Runner:
             check(artifact)
         self.result.artifacts[node.key] = artifact
 
-    def _claim(self, node: Node) -> float:
-        demand = self._resources.of(node.stage)
-        return 0.0 if demand is None else demand.total_cpus
-
     def _run_node(self, node: Node) -> Artifact:
         from s2l_ray.stages.metrics import set_stage_seconds
 
@@ -127,8 +122,8 @@ class Runner:
 
         def make(output: StagedOutput) -> Artifact:
             started = time.monotonic()
-            self._await_capacity(node, label)
-            artifact = self._execute(node, inputs, output)
+            with self._capacity_for(node, label):
+                artifact = self._execute(node, inputs, output)
             seconds = time.monotonic() - started
             set_stage_seconds(node.stage, seconds)
             self.result.ran.append(label)
@@ -143,12 +138,21 @@ class Runner:
             on_wait=lambda: display.say(f"{label}: another run is at it; waiting"),
         )
 
-    def _await_capacity(self, node: Node, label: str) -> None:
+    @contextmanager
+    def _capacity_for(self, node: Node, label: str) -> Iterator[None]:
+        """Wait until the cluster holds a stage; what this run's own stages use is free when they end."""
         from s2l_ray.stages.capacity import wait_for
 
         demand = self._resources.of(node.stage)
-        if demand is not None:
-            wait_for(demand, label, self._resources.wait_seconds)
+        if demand is None:
+            yield
+            return
+        wait_for(demand, label, self._resources.wait_seconds, lambda: bool(self._at_work))
+        self._at_work.add(node.key)
+        try:
+            yield
+        finally:
+            self._at_work.remove(node.key)
 
     def _fingerprint(self, node: Node, inputs: Mapping[str, Artifact]) -> str:
         outside = None

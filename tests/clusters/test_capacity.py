@@ -11,7 +11,7 @@ from ray.cluster_utils import Cluster
 
 from s2l_ray.config import MARKET_LABEL, PoolResources, ResourcesConfig, TrainResources
 from s2l_ray.errors import ConfigError, StageFailed
-from s2l_ray.stages.capacity import at_once, check_capacity, remote_options, wait_for
+from s2l_ray.stages.capacity import Claims, at_once, check_capacity, remote_options, wait_for
 
 GIB = 2**30
 
@@ -116,6 +116,45 @@ def test_what_does_not_come_in_time_ends_the_stage_with_what_was_asked_for(clust
     with pytest.raises(StageFailed, match=r"train proxy: waited .* for 2 x 3 CPU, tier=fast; the cluster has .*4 CPU"):
         wait_for(demand, "train proxy", 1.5)
     wait_for(TrainResources(workers=4), "train proxy", 60)  # nothing is held back
+
+
+def test_what_the_run_itself_uses_is_waited_for_as_long_as_it_does(cluster: Cluster) -> None:
+    holder = ray.util.placement_group([{"GPU": 8}])
+    assert holder.wait(60)
+    at_work = threading.Event()
+    at_work.set()
+
+    def end() -> None:
+        ray.util.remove_placement_group(holder)
+        at_work.clear()
+
+    ends = threading.Timer(6, end)
+    ends.start()
+    wait_for(TrainResources(gpus=8), "fine-tune target", 3, at_work.is_set)
+    ends.join()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "fits"),
+    [
+        ({"gpus": 8, "cpus": 0.1}, {"gpus": 1, "cpus": 0.1}, False),
+        ({"gpus": 4, "cpus": 0.1}, {"gpus": 4, "cpus": 0.1}, True),
+        ({"workers": 3}, {"workers": 2}, False),
+        ({"custom": {"scratch": 2}}, {"custom": {"scratch": 1}}, False),
+        ({"memory": "1MiB", "workers": 2}, {"workers": 2}, True),
+    ],
+)
+def test_a_stage_has_room_beside_another_where_all_that_both_ask_for_is_there(
+    cluster: Cluster, first: dict[str, Any], second: dict[str, Any], fits: bool
+) -> None:
+    demands = TrainResources.model_validate(first), TrainResources.model_validate(second)
+    claims = Claims()
+    assert claims.has_room_for(demands[0])
+    claims.add(demands[0])
+    assert claims.has_room_for(None)
+    assert claims.has_room_for(demands[1]) == fits
+    claims.remove(demands[0])
+    assert claims.has_room_for(demands[1])
 
 
 def test_nodes_that_come_late_are_waited_for(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
