@@ -90,7 +90,7 @@ def one_local_ray() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def cluster_address() -> Iterator[str]:
     """A Ray that many commands join, one after the other: starting one is much of what a short command costs."""
-    with Nodes(head_cpus=4) as nodes:
+    with Nodes(head_cpus=2) as nodes:
         yield nodes.address
 
 

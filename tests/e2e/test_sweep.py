@@ -30,30 +30,28 @@ def test_sweep_shares_what_trials_have_in_common_and_a_failed_trial_does_not_sin
         target=QUICK,
         evaluate={"metrics": ["loss"]},
         resources=TASK,
-        arms={"s2l": {"select.method": "paper"}, "random": {"select.method": "random"}},
+        arms={
+            "s2l": {"select.method": "paper"},
+            "random": {"select.method": "random"},
+            "wild": {"select.method": "random", "target.learning_rate": 1.0e30},  # no loss is finite after its step
+        },
         sweep={
             "baseline": {"arm": "random"},
-            "parameters": {
-                "select.budget": [60, 120],
-                "target.learning_rate": [1.0e-3, 1.0e30],  # no loss is finite after a step of the second
-                "select.seed + target.seed": [0, 1],
-            },
+            "parameters": {"select.budget": [60, 120], "select.seed + target.seed": [0, 1]},
         },
     )
     answer = swept(config)
     table = pq.read_table(Path(answer["artifact"]) / "trials.parquet").to_pylist()
-    assert len(table) == 16
+    assert len(table) == 12
     failed = [row for row in table if row["status"] == "failed"]
-    assert {row["target.learning_rate"] for row in failed} == {1e30}
-    assert len(failed) == 8
+    assert [row["arm"] for row in failed] == ["wild"] * 4
     assert all("learning rate" in row["error"] for row in failed)
     finished = [row for row in table if row["status"] == "finished"]
     assert len(finished) == 8
     assert all(row["macro_loss"] > 0 and row["train_seconds"] > 0 for row in finished)
     assert (made(tmp_path, "proxy"), made(tmp_path, "trajectories"), made(tmp_path, "clusters")) == (1, 1, 1)
     assert made(tmp_path, "target") == len(finished)
-    good = "target.learning_rate=0.001"
-    assert {f"arm={arm}, {good}" for arm in ("s2l", "random")} <= set(answer["recommended_budget"])
+    assert {"arm=s2l", "arm=random"} <= set(answer["recommended_budget"])
     assert any("arm=random" in sentence for sentence in answer["comparisons"])
 
     page = Path(answer["report"]).read_text(encoding="utf-8")
