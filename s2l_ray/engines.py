@@ -254,7 +254,10 @@ def _frozen(model: "PreTrainedModel") -> set[str]:
 
 def deepspeed_config(settings: EngineSettings, zero_stage: int) -> dict[str, Any]:
     """Return DeepSpeed's own config."""
+    # Summed in bf16, the gradients of many micro-batches shrink: 512 of them lose 3 %. ZeRO 0 knows no other way.
+    sums = {"data_types": {"grad_accum_dtype": "fp32"}} if settings.bf16 and zero_stage > 0 else {}
     return {
+        **sums,
         "train_micro_batch_size_per_gpu": settings.micro_batch_size,
         "gradient_accumulation_steps": settings.micro_batches,
         "gradient_clipping": settings.gradient_clipping,

@@ -20,7 +20,7 @@ LOSS_GRID = 2.0**-20
 """Losses are stored as multiples of this [nats/token], so that float64 sums of them are exact in any order."""
 
 HEAD_CHUNK = 4096
-"""Response positions per call of the head."""
+"""Response positions per call of the head where no gradient is asked for."""
 VOCABULARY_TILE = 1024
 """Tokens of the vocabulary whose logits a CPU computes at once: for 1,000 positions 4 MB, which stay in its cache."""
 
@@ -46,7 +46,10 @@ def response_loss_module(model: "torch.nn.Module") -> "torch.nn.Module":
                 hidden_BLD = self.model.base_model(input_ids=input_ids_BL, use_cache=False).last_hidden_state
                 hidden_RD = hidden_BLD[row_R, position_R - 1]
                 head = self.model.get_output_embeddings()
-                parts = zip(hidden_RD.split(HEAD_CHUNK), label_R.split(HEAD_CHUNK), strict=True)
+                # Once where gradients are asked for: each call of the head gathers its weight from all workers under
+                # ZeRO 3, and would wait for ever for those with fewer positions.
+                chunk = max(1, len(label_R)) if torch.is_grad_enabled() else HEAD_CHUNK
+                parts = zip(hidden_RD.split(chunk), label_R.split(chunk), strict=True)
                 loss_R = torch.cat([_head_losses(head, part_RD, part_R) for part_RD, part_R in parts])
             else:
                 logits_BLV = self.model(input_ids=input_ids_BL, use_cache=False).logits
