@@ -1,6 +1,8 @@
 """How a model computes, not what: which attention, and whether activations are kept or computed again."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from s2l_ray.errors import ConfigError
@@ -31,6 +33,28 @@ def set_attention(model: "PreTrainedModel", attention: str, *, in_bf16: bool) ->
         reason = str(error).partition("\n")[0][:300]
     if model.config._attn_implementation != attention:
         raise ConfigError(f"attention: {type(model).__name__} does not compute with {attention}: {reason}. Set `auto`.")
+
+
+@contextmanager
+def memory_checked(advice: str) -> Iterator[None]:
+    """Say what to change where memory does not hold what the block computes; a second try would end the same way.
+
+    Args:
+        advice: what to change, in sentences.
+
+    Raises:
+        ConfigError: a device, or this machine, has too little.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if type(error).__name__ == "OutOfMemoryError":  # of torch, which not every process that comes here has imported
+            what = str(error).partition("\n")[0][:200]
+        elif isinstance(error, MemoryError):
+            what = f"example {error.args[0]} alone does not fit" if error.args else "the machine has no more"
+        else:
+            raise
+        raise ConfigError(f"too little memory: {what.rstrip('.')}. {advice}") from error
 
 
 def recompute_activations(model: "PreTrainedModel") -> None:

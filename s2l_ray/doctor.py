@@ -191,9 +191,9 @@ def _gpus() -> Iterator[Finding]:
         free, total = torch.cuda.mem_get_info(index)
         found = f"{about.name}, {free / GIB:.0f} GiB free of {total / GIB:.0f}"
         yield Finding(f"GPU {index}", "ok" if free > total / 2 else "note", found)
-    if not torch.cuda.is_bf16_supported():
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
         yield Finding(
-            "bf16", "note", "not supported", "Stages on GPUs compute in fp32, unless `precision` says otherwise."
+            "bf16", "note", "not supported", "Set `precision: fp32` for what runs on it; GPUs compute in bf16 else."
         )
     if torch.cuda.device_count() > 1 and not torch.distributed.is_nccl_available():
         yield Finding("NCCL", "problem", "torch was built without it", "Install torch for CUDA from PyPI.")

@@ -26,6 +26,8 @@ EXACT_BYTES = 2**30
 SKETCH_BYTES = 2**30
 """The sketch's random numbers are kept from example to example up to this size [bytes], 4 per parameter."""
 SKETCH_DIMS = 16_384
+SKETCH_CHUNK = 2**22
+"""Coordinates whose slots are drawn at once."""
 
 
 def example_gradients(
@@ -130,25 +132,29 @@ class _CountSketch:
     """A bucket and a sign for every coordinate, drawn per parameter from a seed.
 
     One number of 0..2D-1 is both: the coordinate is added to that slot, and the sketch is the first half of the slots
-    minus the second.
+    minus the second. It is drawn where the gradient is: a generator of random numbers on a CPU would take minutes for
+    the billions of weights whose gradient a GPU has in less than a second.
     """
 
     def __init__(self, sizes: Sequence[int], dims: int, seed: int, device: "torch.device") -> None:
-        self._sizes, self._dims, self._seed, self._device = sizes, dims, seed, device
-        self._kept: dict[int, torch.Tensor] | None = {} if 4 * sum(sizes) <= SKETCH_BYTES else None
+        self._dims, self._device = dims, device
+        seeds = [np.random.SeedSequence([seed % 2**64, index]) for index in range(len(sizes))]
+        self._salts = [int(each.generate_state(1, np.uint64).view(np.int64)[0]) for each in seeds]
+        self._kept: dict[tuple[int, int], torch.Tensor] | None = {} if 4 * sum(sizes) <= SKETCH_BYTES else None
 
-    def _slots(self, index: int) -> "torch.Tensor":
+    def _slots(self, index: int, start: int, stop: int) -> "torch.Tensor":
+        """Return the slots of some coordinates of a parameter: the finaliser of SplitMix64, as in `draws`."""
         import torch
 
-        if self._kept is not None and index in self._kept:
-            return self._kept[index]
-        # On the CPU, since a GPU's generator gives other numbers; 32 bits are all that this one takes of a seed.
-        state = np.random.SeedSequence([self._seed % 2**64, index]).generate_state(1)
-        generator = torch.Generator().manual_seed(int(state[0]))
-        slots = torch.randint(2 * self._dims, (self._sizes[index],), generator=generator, dtype=torch.int32)
-        slots = slots.to(self._device)
+        if self._kept is not None and (index, start) in self._kept:
+            return self._kept[index, start]
+        # Whole numbers of 64 bits wrap around in the same way on every device.
+        state = torch.arange(start, stop, device=self._device) * _GOLDEN + self._salts[index]
+        state = (state ^ _shifted(state, 30)) * _MIX_1
+        state = (state ^ _shifted(state, 27)) * _MIX_2
+        slots = (_shifted(state ^ _shifted(state, 31), 33) % (2 * self._dims)).to(torch.int32)
         if self._kept is not None:
-            self._kept[index] = slots
+            self._kept[index, start] = slots
         return slots
 
     def __call__(self, parts: list["torch.Tensor"]) -> NDArray[np.float32]:
@@ -156,5 +162,17 @@ class _CountSketch:
 
         total = torch.zeros(2 * self._dims, device=self._device)
         for index, part in enumerate(parts):
-            total.index_add_(0, self._slots(index), part)
+            for start in range(0, len(part), SKETCH_CHUNK):
+                piece = part[start : start + SKETCH_CHUNK]
+                total.index_add_(0, self._slots(index, start, start + len(piece)), piece)
         return np.asarray((total[: self._dims] - total[self._dims :]).cpu().numpy(), dtype=np.float32)
+
+
+_GOLDEN, _MIX_1, _MIX_2 = (
+    value - 2**64 for value in (0x9E37_79B9_7F4A_7C15, 0xBF58_476D_1CE4_E5B9, 0x94D0_49BB_1331_11EB)
+)
+
+
+def _shifted(state: "torch.Tensor", bits: int) -> "torch.Tensor":
+    """Shift to the right as if the numbers had no sign."""
+    return (state >> bits) & (2 ** (64 - bits) - 1)

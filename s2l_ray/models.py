@@ -170,10 +170,16 @@ def longest_input(artifact: Artifact, path: str) -> int | None:
 def save_model(model: "PreTrainedModel", weights: Mapping[str, "torch.Tensor"], folder: Path) -> None:
     """Write a model folder that `from_pretrained` loads, with `weights` in place of the model's own.
 
-    The model's own tensors may be shards or live elsewhere; only its config is used.
+    The model's own tensors may be shards or live elsewhere; only its config is used, and which of them are tied: copied
+    from a GPU these are two tensors, and would be written twice.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder, state_dict=dict(weights), max_shard_size="4GB")
+    first: dict[int, str] = {}
+    named = model.named_parameters(remove_duplicate=False)
+    same_as = {name: first.setdefault(id(weight), name) for name, weight in named}
+    tied = {name for name, kept in same_as.items() if kept != name and kept in weights}
+    written = {name: weight for name, weight in weights.items() if name not in tied}
+    model.save_pretrained(folder, state_dict=written, max_shard_size="4GB")
 
 
 def save_stops(folder: Path, stop_ids: Sequence[int]) -> None:
@@ -203,7 +209,7 @@ def device_and_precision(precision: str, gpus: float) -> tuple["torch.device", b
             "for CUDA on the nodes, or set `gpus: 0`."
         )
     device = torch.device("cuda" if on_gpu else "cpu")
-    bf16_ok = not on_gpu or torch.cuda.is_bf16_supported()
+    bf16_ok = not on_gpu or torch.cuda.is_bf16_supported(including_emulation=False)
     if precision == "bf16" and not bf16_ok:
         raise ConfigError("precision bf16: this GPU does not support it. Use `precision: fp32`.")
     return device, precision == "bf16" or (precision == "auto" and on_gpu and bf16_ok)

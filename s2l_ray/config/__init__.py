@@ -153,6 +153,16 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _deepspeed_has_whole_gpus(self) -> "Config":
+        asked = self.resources.finetune_target
+        if self.target.engine == "deepspeed" and asked.workers > 1 and asked.gpus % 1:
+            raise ValueError(
+                f"resources.finetune_target.gpus: workers of DeepSpeed need a whole GPU each, found {asked.gpus:g}; "
+                "set gpus: 1, one worker, or target.engine: torch"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _flash_attention_has_a_gpu(self) -> "Config":
         for key, section, stage in (("proxy", self.proxy, "train_proxy"), ("target", self.target, "finetune_target")):
             asked = getattr(self.resources, stage)

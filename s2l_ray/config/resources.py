@@ -64,7 +64,7 @@ class TrainResources(Demand):
     begins anew when it is killed; for `target.engine: torch` and one worker."""
     gradient_checkpointing: bool = False
     """Compute a layer's activations again when its gradient needs them, instead of keeping them: memory of one layer
-    in place of all, for a forward pass more per step. The numbers are the same."""
+    in place of all, for a forward pass more per step; the logits of responses stay. The numbers are the same."""
     max_failures: int = Field(3, ge=0)
     """Restarts of the worker group after a dead worker."""
     checkpoint_every: int | None = Field(None, ge=1)
@@ -99,7 +99,7 @@ class PoolResources(Demand):
 _SHARED = {
     "assign_trajectories": "cluster_trajectories",
     "embed_examples": "score_examples",
-    "diagnose_selection": "score_examples",
+    "diagnose_selection": "evaluate_target",
     "select_subset": "cluster_trajectories",
 }
 """Stages that ask for what another one does."""
@@ -116,11 +116,12 @@ class ResourcesConfig(Section):
     tokenize_examples: PoolResources = PoolResources()
     train_proxy: TrainResources = TrainResources()
     score_examples: PoolResources = PoolResources()
-    """Also for the hidden states, and for the report's checks on proxy and target."""
+    """Also for the hidden states."""
     cluster_trajectories: PoolResources = PoolResources()
     """Also for the pool that a subset is selected from."""
     finetune_target: TrainResources = TrainResources()
     evaluate_target: PoolResources = PoolResources()
+    """Also for the report's checks on proxy and target."""
 
     def of(self, stage: str) -> Demand | None:
         """Return what a stage asks for; None where it needs nothing worth asking for."""

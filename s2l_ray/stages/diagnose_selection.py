@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from s2l_ray import schemas
 from s2l_ray.artifacts import Artifact, StageResult
 from s2l_ray.attempts import StagedOutput
+from s2l_ray.computation import memory_checked
 from s2l_ray.config import PoolResources, ResourcesConfig
 from s2l_ray.diagnostics import (
     HEALTH,
@@ -118,9 +119,11 @@ class RunCheck:
         """Write the files of a check."""
         if piece.piece == "clusterings":
             return self._clusterings()
-        if piece.piece == "target":
-            return self._target()
-        return self._proxy(piece)
+        with memory_checked(
+            "Gradients take the weights in fp32, twice. Give evaluate_target larger GPUs, or leave them out by "
+            "report.sample: 0; what was trained and scored is kept."
+        ):
+            return self._target() if piece.piece == "target" else self._proxy(piece)
 
     def _clusterings(self) -> Receipt:
         rows = clustered_rows(self.inputs, self.seed)

@@ -13,7 +13,7 @@ import pyarrow as pa
 from s2l_ray import schemas
 from s2l_ray.artifacts import Artifact, StageResult
 from s2l_ray.attempts import StagedOutput
-from s2l_ray.computation import set_attention
+from s2l_ray.computation import memory_checked, set_attention
 from s2l_ray.config import PoolResources, ResourcesConfig, ScoreConfig
 from s2l_ray.errors import DataError
 from s2l_ray.losses import mean_hidden_states
@@ -49,14 +49,15 @@ class EmbedShard:
         table = self.inputs.tokens.read_rows(shard.record, shard.start, shard.stop, list(TokenRows.COLUMNS))
         rows = TokenRows.from_table(table)
         device, bf16 = device_and_precision(self.config.precision, self.pool.gpus)
-        hidden_ND = mean_hidden_states(
-            _loaded(self.inputs.proxy, device, bf16),
-            rows,
-            batch_tokens=self.config.batch_tokens,
-            pad_id=self.inputs.tokenizer.summary["pad_id"],
-            device=device,
-            bf16=bf16,
-        )
+        with memory_checked("Lower score.batch_tokens or tokens.max_tokens, or give score_examples larger GPUs."):
+            hidden_ND = mean_hidden_states(
+                _loaded(self.inputs.proxy, device, bf16),
+                rows,
+                batch_tokens=self.config.batch_tokens,
+                pad_id=self.inputs.tokenizer.summary["pad_id"],
+                device=device,
+                bf16=bf16,
+            )
         if not np.isfinite(hidden_ND).all():
             bad = rows.example_id_N[~np.isfinite(hidden_ND).all(axis=1)][:5].tolist()
             raise DataError(

@@ -14,6 +14,7 @@ from s2l_ray import schemas
 from s2l_ray.answers import before_stop, generate_greedily, prompts_and_answers
 from s2l_ray.artifacts import Artifact, FileRecord, StageResult
 from s2l_ray.attempts import StagedOutput
+from s2l_ray.computation import memory_checked
 from s2l_ray.config import PoolResources, ResourcesConfig
 from s2l_ray.draws import Draws
 from s2l_ray.errors import DataError
@@ -75,6 +76,10 @@ class JudgeShard:
 
     def __call__(self, shard: IdRange) -> Receipt:
         """Write one part of the predictions."""
+        with memory_checked("Lower evaluate.batch_tokens or tokens.max_tokens, or give evaluate_target larger GPUs."):
+            return self._predictions(shard)
+
+    def _predictions(self, shard: IdRange) -> Receipt:
         rows = _token_rows(self.inputs.eval_tokens).take(np.asarray(shard.ids, np.int64))
         device, bf16 = device_and_precision(self.config.precision, self.pool.gpus)
         model = _loaded(self.inputs.target, device)

@@ -10,6 +10,7 @@ import ray
 
 from s2l_ray.attempts import StagedOutput
 from s2l_ray.background import repeated
+from s2l_ray.computation import memory_checked
 from s2l_ray.config import TrainResources
 from s2l_ray.errors import S2LError, StageFailed, decode_error, encode_error
 from s2l_ray.log import display
@@ -138,7 +139,11 @@ def _training_task(config: dict[str, Any], fail_together: bool = False) -> None:
         return  # Ray tries again after any failure; an error of ours would only come again.
     try:
         check_sign(output)
-        run.function(run.job)
+        with memory_checked(
+            f"For {run.label}: lower its micro_batch_size or tokens.max_tokens, set gradient_checkpointing in its "
+            "resources, or give it more or larger GPUs (ZeRO 3 shares weights and moments over all of them)."
+        ):
+            run.function(run.job)
     except S2LError as error:
         _tell(output, FAILURE, encode_error(error))
         if fail_together:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from s2l_ray import schemas
 from s2l_ray.artifacts import Artifact, StageResult
 from s2l_ray.attempts import StagedOutput
-from s2l_ray.computation import set_attention
+from s2l_ray.computation import memory_checked, set_attention
 from s2l_ray.config import PoolResources, ResourcesConfig, ScoreConfig
 from s2l_ray.errors import ArtifactError, DataError
 from s2l_ray.losses import mean_losses, response_loss_module
@@ -64,17 +64,14 @@ class ScoreShard:
         rows = TokenRows.from_table(table)
         device, bf16 = device_and_precision(self.config.precision, self.pool.gpus)
         pad_id = self.inputs.tokenizer.summary["pad_id"]
-        try:
+        with memory_checked(
+            f"Set score.checkpoints_per_pass, so that fewer of {len(self._steps)} models are there at once, lower "
+            "tokens.max_tokens, or give score_examples larger GPUs."
+        ):
             loss_TN = [
                 mean_losses(m, rows, batch_tokens=self.config.batch_tokens, pad_id=pad_id, device=device, bf16=bf16)
                 for m in self._modules(device, bf16)
             ]
-        except MemoryError as error:
-            raise DataError(
-                f"example {error.args[0]} alone does not fit into the scorer's memory. Lower tokens.max_tokens, or "
-                "give score_examples a larger GPU.",
-                error.args,
-            ) from error
         loss_NT = np.stack(loss_TN, axis=1)
         self._refuse_nonfinite(rows, loss_NT)
         steps = tuple(self._steps[1:])

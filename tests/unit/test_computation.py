@@ -1,10 +1,12 @@
 """How a model computes: attention that was asked for and gives the same, and what an architecture cannot do."""
 
+import re
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from s2l_ray.computation import FLASH, recompute_activations, set_attention
+from s2l_ray.computation import FLASH, memory_checked, recompute_activations, set_attention
 from s2l_ray.errors import ConfigError
 from s2l_ray.models import load_model
 from s2l_ray.storage import Storage
@@ -60,3 +62,25 @@ def test_architecture_that_cannot_compute_activations_again_is_refused():
             recompute_activations(model)
     finally:
         del type(model).supports_gradient_checkpointing
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA: out of memory. Tried to have 9 GiB.\nmore"),
+            "Tried to have 9 GiB. Lower",
+        ),
+        (MemoryError(7), "example 7 alone does not fit. Lower"),
+        (MemoryError(), "the machine has no more. Lower"),
+    ],
+)
+def test_too_little_memory_is_a_config_error_that_says_what_to_change(error, words):
+    with pytest.raises(ConfigError, match=re.escape(words)) as caught, memory_checked("Lower score.batch_tokens."):
+        raise error
+    assert "more\n" not in str(caught.value)
+
+
+def test_other_faults_are_not_taken_for_too_little_memory():
+    with pytest.raises(RuntimeError, match="another"), memory_checked("Lower it."):
+        raise RuntimeError("another")

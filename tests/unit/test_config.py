@@ -221,6 +221,13 @@ def test_environment_does_not_reach_the_config(monkeypatch):
     assert config_of() == before
 
 
+def test_workers_of_deepspeed_that_share_a_gpu_are_refused():
+    asked = "resources={finetune_target: {workers: 2, gpus: 0.5}}"
+    assert "target.engine: torch" in refusal(SYNTHETIC, "target.engine=deepspeed", asked)
+    for sets in (("target.engine=torch", asked), ("resources={finetune_target: {workers: 2, gpus: 1}}",)):
+        assert config_of("", *sets).resources.finetune_target.workers == 2
+
+
 @pytest.mark.parametrize(("key", "stage"), [("proxy", "train_proxy"), ("target", "finetune_target")])
 def test_flash_attention_without_a_gpu_or_in_fp32_is_refused(key, stage):
     flash, gpus = f"{key}.attention=flash_attention_2", f"resources={{{stage}: {{gpus: 1}}}}"

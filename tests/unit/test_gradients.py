@@ -141,11 +141,23 @@ def test_sketch_drawn_anew_for_every_example_is_the_same(monkeypatch):
     kept = sketches(model, rows, monkeypatch, sketch_dims=128)
     monkeypatch.setattr(gradients, "SKETCH_BYTES", 0)
     assert sketches(model, rows, monkeypatch, sketch_dims=128).tolist() == kept.tolist()
+    monkeypatch.setattr(gradients, "SKETCH_CHUNK", 100)
+    np.testing.assert_allclose(sketches(model, rows, monkeypatch, sketch_dims=128), kept, rtol=1e-4, atol=1e-5)
 
 
 def test_sketch_draws_other_buckets_for_every_parameter():
     sketch = gradients._CountSketch([1000, 1000], 512, 0, CPU)
-    assert sketch._slots(0).tolist() != sketch._slots(1).tolist()
+    slots = sketch._slots(0, 0, 1000).tolist()
+    assert sketch._slots(1, 0, 1000).tolist() != slots
+    assert gradients._CountSketch([1000], 512, 0, CPU)._slots(0, 300, 700).tolist() == slots[300:700]
+
+
+def test_sketch_draws_every_slot_equally_often():
+    slots = gradients._CountSketch([2**20], 512, 7, CPU)._slots(0, 0, 2**20).numpy()
+    count = np.bincount(slots, minlength=1024)
+    assert len(count) == 1024
+    expected = 2**20 / 1024
+    assert abs(np.square(count - expected).sum() / expected - 1023) < 5 * np.sqrt(2 * 1023)
 
 
 def test_gradient_that_is_not_finite_names_its_example():
