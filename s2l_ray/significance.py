@@ -16,6 +16,8 @@ from s2l_ray.errors import ConfigError, DataError
 from s2l_ray.judging.metrics import METRICS
 
 CONFIDENCE = 0.95
+SAME = 1e-9
+"""Differences that are closer to one another than this share of them are the same number."""
 LEAST_FOR_BOOTSTRAP = 5
 """With fewer pairs the bootstrap's intervals are much too narrow."""
 RESAMPLES = 9999
@@ -52,8 +54,8 @@ class Comparison:
 
     Attributes:
         effect: mean of the paired differences, in the metric's unit; above 0 is better, also for losses.
-        low, high: interval of the effect; None with fewer than two pairs.
-        p_value: two-sided, of no difference; None with fewer than two pairs.
+        low, high: interval of the effect; None with fewer than two pairs, or where all differ alike.
+        p_value: two-sided, of no difference; None likewise.
         p_adjusted: corrected for the number of comparisons of a family; None before that.
     """
 
@@ -87,7 +89,8 @@ class Comparison:
         what = f"{self.name}: {self.metric.replace('_', ' ')} {self.mean:.3f} against {self.baseline_mean:.3f}{unit}"
         seeds = f"{self.pairs} paired seed{'s' if self.pairs != 1 else ''}"
         if self.low is None or self.high is None:
-            return f"{what} over {seeds}: one seed proves nothing."
+            why = "one seed proves nothing" if self.pairs == 1 else "all differ alike, which tells nothing of chance"
+            return f"{what} over {seeds}: {why}."
         gain = f"gain {self.effect:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
         ending = {
             "better": f"better than {self.baseline}",
@@ -120,6 +123,9 @@ def compare_paired(
         raise DataError(f"{metric} of {name} or {baseline} is NaN or infinite for some seed; it cannot be compared.")
     difference = (ours - theirs) * (1 if higher_is_better(metric) else -1)
     low, high, p_value = _interval(difference, method)
+    if len(seeds) > 1 and difference.any() and np.ptp(difference) <= SAME * abs(difference.mean()):
+        # One measurement, again and again: a seed that decides nothing, or scores in coarse steps. No chance was seen.
+        low = high = p_value = None
     return Comparison(
         name, baseline, metric, len(seeds), float(ours.mean()), float(theirs.mean()), float(difference.mean()),
         low, high, p_value,
@@ -198,7 +204,9 @@ def recommend_budget(scores: Mapping[Any, Scores], *, metric: str, full: Scores 
         full: seed -> score of full data, where it was tried.
     """
     sign = 1 if higher_is_better(metric) else -1
-    best = max(scores, key=lambda budget: sign * float(np.mean(list(scores[budget].values()))))
+    most = max(len(by_seed) for by_seed in scores.values())
+    with_most = (budget for budget, by_seed in scores.items() if len(by_seed) == most)
+    best = max(with_most, key=lambda budget: sign * float(np.mean(list(scores[budget].values()))))
     if all(len(by_seed) < 2 for by_seed in scores.values()):
         return BudgetAdvice(
             None, best, None, f"{best} has the best {metric.replace('_', ' ')}, but one seed cannot tell budgets apart"
@@ -212,6 +220,8 @@ def recommend_budget(scores: Mapping[Any, Scores], *, metric: str, full: Scores 
                     "no smaller budget was tried" if budget == next(iter(scores)) else "every smaller one is worse"
                 )
                 return BudgetAdvice(budget, best, None, f"the best of all, and {smaller}")
+            if not set(by_seed) & set(reference):
+                continue  # trials that failed have left them nothing to be compared by
             found = compare_paired(by_seed, reference, name=f"budget {budget}", baseline=label, metric=metric)
             if found.verdict in ("not distinguishable", "better") and found.low is not None:
                 return BudgetAdvice(budget, best, found, _hiding(found))

@@ -226,8 +226,21 @@ def lay_out(sparse: Sparse) -> Sweep:
     if len(wanted) > MAX_TRIALS:
         raise ConfigError(f"{origin}: found more than {MAX_TRIALS} trials. Sweep fewer values.")
     trials = tuple(_trial(f"t{number:04d}", *both, parameters, sparse) for number, both in enumerate(wanted))
+    _check_measured(config.metric, trials, origin)
     text = text_of({**sparse.data, "arms": dict(sparse.arms), "sweep": dict(sparse.sweep)})
     return Sweep(sparse.name, config, parameters, trials, text)
+
+
+def _check_measured(metric: str, trials: Sequence[Trial], origin: str) -> None:
+    wanted = metric.removeprefix("macro_").removeprefix("micro_")
+    for trial in trials:
+        measured = trial.config.evaluate.metrics
+        if wanted not in measured:
+            label = setting_label(trial.values)
+            raise ConfigError(
+                f"{origin}: `metric`: {metric} is not measured: evaluate.metrics of trial {label} is "
+                f"[{', '.join(measured)}]. Add {wanted} to evaluate.metrics, or choose another metric."
+            )
 
 
 def _trial(

@@ -1,7 +1,7 @@
 """What the trials of a sweep came to: a table, the best setting, comparisons with the baseline, a budget to take."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -127,13 +127,18 @@ class SweepResult:
                 groups.setdefault(setting_label(setting.without(BUDGET)), []).append(setting)
         return {
             label: recommend_budget(
-                {setting.values[BUDGET]: setting.scores for setting in group},
+                {setting.values[BUDGET]: setting.scores for setting in sorted(group, key=self._rows_taken)},
                 metric=self.sweep.config.metric,
                 full=self._full_beside(group[0]),
             )
             for label, group in groups.items()
             if len(group) > 1
         }
+
+    def _rows_taken(self, setting: Setting) -> float:
+        """Return what its budget came to, however it is written: the least of its trials."""
+        trials = (o for o in self.outcomes if setting_label(o.trial.setting) == setting.label)
+        return min((o.metrics["rows"] for o in trials if "rows" in o.metrics), default=0.0)
 
     def _takes_all(self, setting: Setting) -> bool:
         trial = next(t for t in self.sweep.trials if setting_label(t.setting) == setting.label)
@@ -147,7 +152,11 @@ class SweepResult:
 
     def table(self) -> pa.Table:
         """Return a row per trial: swept values, seeds, status, scores, cost, digests."""
-        rows = [_row(outcome, self.sweep.parameters) for outcome in self.outcomes]
+        # A column has one type: where not all values are numbers, all are texts.
+        texts = {
+            p.name for p in self.sweep.parameters if any(not _is_number(o.trial.values[p.name]) for o in self.outcomes)
+        }
+        rows = [_row(outcome, self.sweep.parameters, texts) for outcome in self.outcomes]
         # All columns of any row: a trial that failed has no scores.
         names = dict.fromkeys(name for row in rows for name in row)
         return pa.table({name: [row.get(name) for row in rows] for name in names})
@@ -163,11 +172,11 @@ def _settings(outcomes: Sequence[Outcome], metric: str) -> list[Setting]:
     return [Setting(label, values, scores) for label, (values, scores) in found.items()]
 
 
-def _row(outcome: Outcome, parameters: Sequence[Parameter]) -> dict[str, Any]:
+def _row(outcome: Outcome, parameters: Sequence[Parameter], texts: Collection[str]) -> dict[str, Any]:
     values = outcome.trial.values
     return {
         "trial": outcome.trial.name,
-        **{parameter.name: _plain(values[parameter.name]) for parameter in parameters},
+        **{name: str(values[name]) if name in texts else values[name] for name in (p.name for p in parameters)},
         "status": outcome.status,
         "error": outcome.error,
         **{name: value if math.isfinite(value) else None for name, value in outcome.metrics.items()},
@@ -176,8 +185,8 @@ def _row(outcome: Outcome, parameters: Sequence[Parameter]) -> dict[str, Any]:
     }
 
 
-def _plain(value: Any) -> Any:
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def lines(result: SweepResult) -> Iterator[str]:

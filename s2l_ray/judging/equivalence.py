@@ -75,6 +75,8 @@ def _squeezed(text: str) -> str:
         return " ".join(re.sub(r"[.,]", " ", prose[1]).casefold().split())
     # What `58,500` and `58, 500` differ in is no spelling.
     text = re.sub(r"(?<=\d),\s+(?=\d{3}(?!\d))", ";", re.sub(r"\{(\w)\}", r"\1", text))
+    # Nor is what `1 1/2` and `11/2` do.
+    text = re.sub(r"(?<=\d)\s+(?=\d)", "_", text)
     return re.sub(r"\s", "", text)
 
 

@@ -104,7 +104,9 @@ def assign_trajectories(
     reader = Reader(rows, config, Contents(IdIndex.of(inputs.examples, "examples-"), copies, seed), output)
     known = find_known(inputs.examples, inputs.known, pool, output)
     centroids = _centroids(inputs.clusters, pool)
-    shared = [ray.put(value) for value in (reader.look_over(pool).mean_initial, centroids, known)]
+    # The guard judges new rows as it judged those of the pool; clusters of older versions do not say by what.
+    mean_initial = inputs.clusters.summary.get("mean_initial") or reader.look_over(pool).mean_initial
+    shared = [ray.put(value) for value in (mean_initial, centroids, known)]
     numbered = enumerate(reader.spans(rows_at_once(rows.rows)))
     found: list[Assigned] = list(each(_assign, ((number, *span, *shared) for number, span in numbered), pool))
     new_K = np.sum([block.new_K for block in found], axis=0)

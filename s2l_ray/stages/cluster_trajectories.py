@@ -28,7 +28,7 @@ from s2l_ray.stages.blocks import each
 from s2l_ray.stages.contents import Contents, find_copies
 from s2l_ray.stages.distributed_kmeans import StratumRows
 from s2l_ray.stages.shared_storage import check_sign, leave_sign
-from s2l_ray.stages.trajectory_blocks import Block, Inputs, Reader, not_learned_share
+from s2l_ray.stages.trajectory_blocks import Block, Inputs, Overview, Reader, not_learned_share
 
 __all__ = ["Inputs", "cluster_trajectories"]
 
@@ -78,7 +78,7 @@ def cluster_trajectories(
     ]
     summary = {
         "rows": sum(int(part.count_K.sum()) for part in sums),
-        **(_guard_summary(blocks) if config.guard is not None else {}),
+        **(_guard_summary(blocks, overview) if config.guard is not None else {}),
         "n_clusters": sum(len(c.centroid_KT) for c in clustered),
         "strata": len(there),
         "inertia": math.fsum(part.inertia for part in sums),
@@ -87,9 +87,10 @@ def cluster_trajectories(
     return StageResult(records, summary)
 
 
-def _guard_summary(blocks: list[Block]) -> dict[str, int | float]:
+def _guard_summary(blocks: list[Block], overview: Overview) -> dict[str, int | float]:
     found = [block.found for block in blocks]
     return {
+        "mean_initial": overview.mean_initial,
         "rows_duplicate": sum(block.duplicates for block in found),
         "rows_not_learned": sum(block.not_learned for block in found),
         "not_learned_share": not_learned_share(found),

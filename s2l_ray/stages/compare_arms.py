@@ -64,16 +64,17 @@ def _labels(examples: Artifact) -> Mapping[int, Mapping[str, Any]]:
 def _metrics(subset: Artifact, scores: Artifact, labels: Mapping[int, Mapping[str, Any]]) -> Iterator[tuple[str, Mean]]:
     table = scores.read_table("scores.parquet").to_pylist()
     group_by = "skill" if any(row["group_by"] == "skill" for row in table) else "source"
+    is_grouped = any(row["group_by"] == group_by for row in table)
     counts = Counter(row[group_by] or "" for row in labels.values())
     for metric in dict.fromkeys(row["metric"] for row in table):
         of_metric = [row for row in table if row["metric"] == metric]
         groups = {row["group"]: _mean(row) for row in of_metric if row["group_by"] == group_by}
-        if groups:
-            yield f"macro_{metric}", weighted_mean(groups)
-        if groups and counts:
-            yield f"micro_{metric}", weighted_mean(groups, counts)
-        else:
-            yield f"micro_{metric}", next(_mean(row) for row in of_metric if row["group_by"] == "all")
+        of_all = next(_mean(row) for row in of_metric if row["group_by"] == "all")
+        if groups or not is_grouped:  # rows that nothing tells apart are one group
+            yield f"macro_{metric}", weighted_mean(groups) if groups else of_all
+        # By the share in training, where every group that is asked about is there.
+        is_weighed = bool(groups) and all(counts.get(group) for group in groups)
+        yield f"micro_{metric}", weighted_mean(groups, counts) if is_weighed else of_all
     rows = subset.summary["rows"]
     yield "rows", Mean(rows, None, rows)
     yield "response_tokens", Mean(subset.summary["target_response_tokens"], None, rows)

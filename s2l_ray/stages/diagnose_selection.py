@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from s2l_ray import schemas
-from s2l_ray.artifacts import Artifact, StageResult
+from s2l_ray.artifacts import Artifact, FileRecord, StageResult
 from s2l_ray.attempts import StagedOutput
 from s2l_ray.computation import memory_checked
 from s2l_ray.config import PoolResources, ResourcesConfig
@@ -102,7 +102,7 @@ class JudgeHealth:
         )
         record = self.output.write_parquet(f"health-{shard.piece}.parquet", [part], schemas.TRAJECTORY_HEALTH)
         counts = np.bincount(health_N, minlength=len(HEALTH)).tolist()
-        return [record], {"counts": counts, "roughness": float(np.median(part.column("roughness").to_numpy()))}
+        return [record], {"counts": counts}
 
 
 @dataclass(frozen=True)
@@ -270,12 +270,16 @@ def diagnose_selection(
     summary = {
         "health": dict(zip(HEALTH, counts.tolist(), strict=True)),
         "learned_level": learned,
-        "roughness": float(np.median([note["roughness"] for _, note in judged])),
+        "roughness": float(np.median(np.concatenate([_roughness(record, output) for (record,), _ in judged]))),
         "clusterings": notes["clusterings"],
         "gradients": gradients.to_pylist(),
         "correlation": notes.get("target", {}).get("correlation"),
     }
     return StageResult(records, summary)
+
+
+def _roughness(record: FileRecord, output: StagedOutput) -> NDArray[np.float64]:
+    return np.asarray(output.read_parquet(record.path, ["roughness"]).column(0).to_numpy())
 
 
 def _ends(trajectories: Artifact) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -221,7 +221,12 @@ def _run_group(config: dict[str, Any], tails: _Tails, groups: Sequence[Sequence[
             # It would only come again; other trials are none the worse for it.
             tune.report({"trial": name, SCORE: worst, "error": str(error)})
             continue
-        scores.append(_metrics(made[pipeline.comparison.key])[sweep.metric])
+        found = _metrics(made[pipeline.comparison.key])
+        if sweep.metric not in found:
+            said = f"it has no {sweep.metric}, but {', '.join(found)}"
+            tune.report({"trial": name, SCORE: worst, "error": said})
+            continue
+        scores.append(found[sweep.metric])
         tune.report({"trial": name, SCORE: sum(scores) / len(scores), "error": ""})
 
 

@@ -77,6 +77,11 @@ class Group:
         return {"config_name": self.name, **options, "data_files": [{"split": "train", "path": paths}]}
 
 
+def of_one_kind(groups: Sequence[Group]) -> list[Group]:
+    """Return the groups that the hub can name in one data set: those whose files are read as the first one's are."""
+    return [group for group in groups if group.files[0].builder == groups[0].files[0].builder]
+
+
 def describe(file: InputFile, path: str, rows: int, sources: Iterable[str | None]) -> DataFile:
     """Look through the rows of a file.
 

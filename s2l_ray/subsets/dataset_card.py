@@ -17,7 +17,7 @@ from s2l_ray.artifacts import Artifact, FileRecord
 from s2l_ray.input_files import shown
 from s2l_ray.nodes import OWN_LAYOUTS
 from s2l_ray.strict_yaml import dump_yaml
-from s2l_ray.subsets.data_files import Group
+from s2l_ray.subsets.data_files import Group, of_one_kind
 from s2l_ray.subsets.part import Part
 from s2l_ray.subsets.provenance import HELD_OUT_ELSEWHERE, TRAJECTORIES_ELSEWHERE, facts_of
 
@@ -107,7 +107,7 @@ class Card:
 
     @property
     def _configured(self) -> list[Group]:
-        return [group for group in self.groups if group.files[0].builder == self.groups[0].files[0].builder]
+        return of_one_kind(self.groups)
 
     def _loading(self) -> list[str]:
         place = self.repository or _FOLDER

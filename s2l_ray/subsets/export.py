@@ -30,7 +30,7 @@ from s2l_ray.inputs import PAIRS, find_inputs
 from s2l_ray.layouts import Layout
 from s2l_ray.log import without_user_info
 from s2l_ray.storage import Storage
-from s2l_ray.subsets.data_files import FOLDER, DataFile, describe, export_paths, grouped
+from s2l_ray.subsets.data_files import FOLDER, DataFile, describe, export_paths, grouped, of_one_kind
 from s2l_ray.subsets.dataset_card import CARD, SELECTION, Card
 from s2l_ray.subsets.lineage import check_undamaged
 from s2l_ray.subsets.llama_factory import DATASET_INFO, dataset_info
@@ -83,7 +83,9 @@ class Export:
             for (artifact, record), file in zip(originals, self.files, strict=True)
         ]
         records.append(_put(folder, SELECTION, _parquet(selection), selection.num_rows))
-        info = dataset_info(groups, self._layouts(), repository)
+        # On the hub one data set has files of one kind, and the others are loaded by their paths.
+        named = groups if repository is None else of_one_kind(groups)
+        info = dataset_info(named, self._layouts(), repository)
         if info:
             records.append(_put(folder, DATASET_INFO, (json.dumps(info, indent=2) + "\n").encode()))
         card = Card(self.parts, groups, records, _config_again(self.parts[0].base()), list(info), repository)

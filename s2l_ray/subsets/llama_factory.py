@@ -50,8 +50,8 @@ def dataset_info(groups: Sequence[Group], layouts: Sequence[Layout], repository:
     Args:
         groups: the files.
         layouts: those that the rows were read by; a group has the first one whose columns it has.
-        repository: the data set of the hub that holds the export, which makes all of its groups readable; None for a
-            folder, of which only files with endings that LLaMA-Factory knows are.
+        repository: the data set of the hub that holds the export and names these groups; None for a folder, of which
+            only files with endings that LLaMA-Factory knows are readable.
     """
     entries: dict[str, Any] = {}
     for group in groups:

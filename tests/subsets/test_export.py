@@ -372,11 +372,11 @@ def test_questions_and_answers_by_turns_are_exported_as_they_are_and_made_again(
 
 
 def test_lines_by_turns_beside_rows_of_questions_and_answers_are_no_entry_of_the_hub_either(storage, tmp_path):
-    (tmp_path / "add.txt").write_text("".join(f"What is {i} + 1?\n{i + 1}\n" for i in range(30)))
+    (tmp_path / "turns.txt").write_text("".join(f"What is {i} + 1?\n{i + 1}\n" for i in range(30)))
     rows = write_rows(
         tmp_path / "ask.jsonl", [{"question": f"Who is {i}?", "answer": f"He is {i}."} for i in range(30)]
     )
-    by_turns = {"path": str(tmp_path / "add.txt"), "format": "mathematics", "source": "turns"}
+    by_turns = {"path": str(tmp_path / "turns.txt"), "format": "mathematics", "source": "turns"}
     subset = subset_of(storage, examples={"path": [by_turns, {"path": str(rows), "source": "rows"}]})
     out = Storage.at(str(tmp_path / "out"))
     Export.of(subset).write(out, repository="somebody/rows")
@@ -384,6 +384,21 @@ def test_lines_by_turns_beside_rows_of_questions_and_answers_are_no_entry_of_the
     assert [(entry["subset"], entry["columns"]) for entry in entries.values()] == [
         ("rows", {"prompt": "question", "response": "answer"})
     ]
+
+
+def test_files_of_another_kind_are_no_entry_of_the_hub_where_they_are_no_part_of_the_data_set(storage, tmp_path):
+    web = write_rows(tmp_path / "a.jsonl", alpaca(30))
+    lines = ["instruction,output", *(f"ask {i},answer {i}" for i in range(30))]
+    (tmp_path / "b.csv").write_text("\n".join(lines))
+    entries = [{"path": str(web), "source": "web"}, {"path": str(tmp_path / "b.csv"), "source": "forum"}]
+    Export.of(subset_of(storage, examples={"path": entries})).write(
+        Storage.at(str(tmp_path / "out")), repository="somebody/rows"
+    )
+    named = json.loads((tmp_path / "out" / "dataset_info.json").read_text())
+    assert [entry["subset"] for entry in named.values()] == ["web"]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "config_name: web" in card
+    assert "config_name: forum" not in card
 
 
 # ------------------------------------------------------------------------------------------------------------- the card

@@ -1,7 +1,10 @@
 """What trials come to: best setting, paired comparisons, recommended budgets, the table."""
 
+from dataclasses import replace
+
 import pytest
 
+from s2l_ray.errors import ConfigError
 from s2l_ray.experiment import parse_sparse
 from s2l_ray.strict_yaml import parse_yaml
 from s2l_ray.sweep import lay_out
@@ -9,6 +12,7 @@ from s2l_ray.trials import Outcome, SweepResult, lines
 
 TEXT = """
 examples: {synthetic: {rows: 100}}
+evaluate: {metrics: [loss, exact_match]}
 arms: {s2l: {select.method: paper}, random: {select.method: random}, full: {select.method: full}}
 sweep:
   metric: macro_exact_match
@@ -99,3 +103,43 @@ def test_lines_say_best_verdicts_and_budget_in_words():
     assert "best: arm=full" in text
     assert "not distinguishable from arm=random" in text
     assert "recommended budget 0.2" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("cluster.guard", [None, 0.8]),
+        ("cluster.window", ["all", 4]),
+        ("select.budget", [0.1, "50 rows"]),
+        ("select.quota_exponent", [None, 0.5]),
+        ("select.budget", [0.1, 50]),
+    ],
+)
+def test_values_of_several_kinds_are_one_column(name, values):
+    text = "examples: {synthetic: {rows: 100}}\nselect: {method: guarded}\nsweep: {parameters: {}}\n"
+    sparse = parse_sparse(parse_yaml(text, origin="x"), [], origin="x", name="x")
+    sparse = replace(sparse, sweep={"parameters": {name: values}})
+    sweep = lay_out(sparse)
+    table = SweepResult(sweep, tuple(Outcome(trial, {"macro_loss": 1.0}) for trial in sweep.trials)).table()
+    numbers = all(isinstance(value, int | float) for value in values)
+    assert table.column(name).to_pylist() == [value if numbers else str(value) for value in values]
+
+
+@pytest.mark.parametrize("order", [[0.1, 0.2, 0.4], [0.4, 0.1, 0.2]])
+def test_recommended_budget_is_the_smallest_in_whatever_order_they_are_listed(order):
+    text = TEXT.replace("[0.1, 0.2]", str(order)).replace(", full: {select.method: full}", "")
+    sweep = lay_out(parse_sparse(parse_yaml(text, origin="x"), [], origin="x", name="x"))
+    outcomes = tuple(
+        Outcome(
+            t, {"macro_exact_match": [0.5, 0.6, 0.55][t.seeds["select.seed"]], "rows": 100 * t.setting["select.budget"]}
+        )
+        for t in sweep.trials
+    )
+    advice = SweepResult(sweep, outcomes).budgets()
+    assert {found.recommended for found in advice.values()} == {0.1}
+
+
+def test_metric_that_is_not_measured_is_refused_before_any_trial():
+    text = TEXT.replace("[loss, exact_match]", "[loss]")
+    with pytest.raises(ConfigError, match=r"macro_exact_match is not measured.*Add exact_match to evaluate.metrics"):
+        lay_out(parse_sparse(parse_yaml(text, origin="x"), [], origin="x", name="x"))
