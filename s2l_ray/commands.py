@@ -124,7 +124,7 @@ def plan(options: argparse.Namespace) -> Document:
         }
         for state in states
     ]
-    display.table(["artifact", "stage", "state", "why"], [list(row.values()) for row in rows])
+    display.table(["artifact", "stage", "state", "why"], [list(row.values()) for row in rows], ends_in_text=True)
     missing = [state.node for state in states if state.artifact is None]
     document: dict[str, Any] = {"storage": storage.uri, "nodes": rows}
     if options.probe:
@@ -171,7 +171,7 @@ def status(options: argparse.Namespace) -> Document:
     sparse, experiment = laid_out(options)
     storage = Storage.at(experiment.shared.storage)
     lines = [line.as_json() for line in status(build_pipeline(experiment, with_report=not sparse.sweep), storage)]
-    display.table(["artifact", "stage", "state", "says"], [list(line.values()) for line in lines])
+    display.table(["artifact", "stage", "state", "says"], [list(line.values()) for line in lines], ends_in_text=True)
     count = Counter(line["state"] for line in lines)
     display.say(f"{count['done']} done, {count['at work']} at work, {count['to come']} to come")
     return {"storage": storage.uri, "nodes": lines}
@@ -321,6 +321,8 @@ def gc(options: argparse.Namespace) -> Document:
     from s2l_ray.storage import Storage
 
     storage = Storage.at(options.storage)
+    if not storage.list_folders():
+        display.warn(f"{storage.uri} holds nothing; is it the storage of your config?")
     found = orphans(storage)
     removed = []
     for orphan in found:

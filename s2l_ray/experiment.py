@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 
 from s2l_ray.config import Config, Section
 from s2l_ray.errors import ConfigError
-from s2l_ray.log import redacted
+from s2l_ray.log import display, redacted
 from s2l_ray.strict_yaml import dump_yaml, parse_yaml, read_yaml
 
 MAIN_ARM = "main"
@@ -105,8 +105,21 @@ def parse_sparse(data: Any, overrides: list[str], *, origin: str, name: str) -> 
         raise ConfigError(f"{origin}: `sweep`: found {_kind(sweep)}, expected a mapping with `parameters`.")
     for arm, changes in (arms or {}).items():
         _check_arm(arm, changes, origin)
-    clash = any(paths_overlap(s, str(p)) for s in set_paths for arm in (arms or {}).values() for p in arm)
-    if not arms or clash:
+    clashing = [
+        (path, str(arm))
+        for path in set_paths
+        for arm, changes in (arms or {}).items()
+        if any(paths_overlap(path, str(own)) for own in changes)
+    ]
+    if clashing:
+        path, names = clashing[0][0], ", ".join(dict.fromkeys(arm for _, arm in clashing))
+        if sweep:
+            raise ConfigError(
+                f"--set {path}: the arms {names} of {origin} set it themselves. Change it there, or name the arms that "
+                "are to be swept by `sweep.parameters.arm`."
+            )
+        display.warn(f"--set {path}: the arms {names} set it themselves; all arms of {origin} are left out, one runs")
+    if not arms or clashing:
         arms = {MAIN_ARM: {}}
     return Sparse(name, origin, data, {str(arm): changes for arm, changes in arms.items()}, sweep, tuple(set_paths))
 

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import pyarrow.fs as pafs
@@ -20,6 +21,8 @@ SILENT_SECONDS = 3.0
 """How long a store may take to answer before a word is said about it."""
 S3_RETRIES = 10
 """How often a request to S3 is sent again before it has failed. The waits double from 25 ms to half a minute in all."""
+GCS_RETRY = timedelta(seconds=30)
+"""The same of a request to Google's store."""
 PATIENCE_SECONDS = 25.0
 """How long a read that fails at once is tried again: less than what the retries of a request take, which is enough."""
 
@@ -38,6 +41,11 @@ def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
         # Not the "standard" strategy: it stops for good after 100 retries, however many requests succeed between.
         retries = pafs.AwsDefaultS3RetryStrategy(max_attempts=S3_RETRIES)
         filesystem = pafs.S3FileSystem(**{**options, "allow_delayed_open": True, "retry_strategy": retries})
+    if filesystem.type_name == "gcs":
+        # Left to itself it asks a store that does not answer for a quarter of an hour, deaf to signals.
+        _, (options,) = filesystem.__reduce__()
+        given = {name: value for name, value in options.items() if value}
+        filesystem = pafs.GcsFileSystem(**{"retry_time_limit": GCS_RETRY, **given})
     return filesystem, path
 
 

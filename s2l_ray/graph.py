@@ -26,12 +26,12 @@ STAGES = {
     "import_trajectories": 1,
     "embed_examples": 1,
     "cluster_trajectories": 4,
-    "assign_trajectories": 3,
+    "assign_trajectories": 4,
     "select_subset": 1,
-    "finetune_target": 4,
+    "finetune_target": 5,
     "evaluate_target": 2,
-    "compare_arms": 1,
-    "diagnose_selection": 2,
+    "compare_arms": 2,
+    "diagnose_selection": 3,
     "write_report": 1,
     "run_sweep": 1,
 }
@@ -39,6 +39,10 @@ STAGES = {
 
 Check = Callable[[Artifact], None]
 """Refuses an artifact that does not hold what later, dearer stages need."""
+
+
+NAMED_ARMS = 3
+"""Arms that a label names where many need an artifact."""
 
 
 @dataclass(frozen=True)
@@ -119,10 +123,12 @@ class Pipeline:
         labels: dict[str, str] = {}
         times: Counter[str] = Counter()
         for node in self.nodes:
-            arms = self.arms.get(node.key)
+            arms = self.arms.get(node.key, ())
             held_out = node.artifact == "tokens" and node.inputs["examples"].artifact == "eval_examples"
             name = "eval_tokens" if held_out else node.artifact
-            label = f"{name} [{', '.join(arms)}]" if arms else name
+            more = f" and {len(arms) - NAMED_ARMS} more" if len(arms) > NAMED_ARMS + 1 else ""
+            shown = arms[:NAMED_ARMS] if more else arms
+            label = f"{name} [{', '.join(shown)}{more}]" if arms else name
             times[label] += 1
             labels[node.key] = label if times[label] == 1 else f"{label} #{times[label]}"
         return labels

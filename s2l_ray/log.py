@@ -23,6 +23,8 @@ STAGE_THREAD = "stage"
 """Threads that stages run in are called so."""
 QUIET_SECONDS = 2.0
 LINE_SECONDS = 10.0
+COLUMN_GAP, LEAST_TEXT = 3, 10
+"""Between the columns of a table, and what a last column of text has at least."""
 LOG_WIDTH = 200
 """Columns of a table where there is no terminal to ask."""
 
@@ -126,17 +128,28 @@ class Display:
     def _arms(self) -> str:
         return getattr(self._local, "arms", "")
 
-    def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Print a table; every column but the first is aligned to the right."""
+    def table(self, header: Sequence[str], rows: Sequence[Sequence[str]], *, ends_in_text: bool = False) -> None:
+        """Print a table; every column but the first is aligned to the right.
+
+        Args:
+            ends_in_text: the last column is text, and all that is cut where a terminal is narrow.
+        """
         if self.quiet:
             return
         from rich import box
+        from rich.cells import cell_len
         from rich.table import Table
         from rich.text import Text
 
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for index, name in enumerate(header):
-            table.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
+        last, left = len(header) - 1, self._console.width
+        for index, (name, *cells) in enumerate(zip(header, *rows, strict=True)):
+            is_text = index == 0 or (ends_in_text and index == last)
+            width = max(cell_len(plain(cell)) for cell in (name, *cells)) if ends_in_text else None
+            if width is not None:
+                width = min(width, max(LEAST_TEXT, left - COLUMN_GAP)) if index == last else width
+                left -= width + COLUMN_GAP
+            table.add_column(name, justify="left" if is_text else "right", no_wrap=True, width=width)
         for row in rows:
             table.add_row(*(Text(plain(cell)) for cell in row))
         self._console.print(table)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from s2l_ray.config import FormatName, InputPath
+from s2l_ray.config import ExamplesConfig, FormatName, InputPath
 from s2l_ray.errors import ConfigError, DataError
 from s2l_ray.evaluation_sets import SETS
 from s2l_ray.examples import Example, RejectedRow, read_examples
@@ -197,6 +197,11 @@ def _examples_lines(look: Look) -> list[str]:
         where = f"{first.input_file}:{first.input_row + 1}: {first.reason}"
         lines.append(f"  # {len(look.rejected)} bad rows among them, the first is {_comment(where)}")
         lines.append("  on_bad_row: reject                 # or mend them, and leave this at `error`")
+        share = len(look.rejected) / (len(look.rejected) + len(look.examples))
+        if share > ExamplesConfig.model_fields["max_rejected"].default:
+            lines.append(
+                f"  max_rejected: {math.ceil(150 * share) / 100:g}                 # {share:.1%} of these are bad"
+            )
     return lines
 
 

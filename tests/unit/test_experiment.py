@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from s2l_ray.config import FreshModel
 from s2l_ray.errors import ConfigError
-from s2l_ray.experiment import load_experiment, override, parse_override
+from s2l_ray.experiment import load_experiment, override, parse_override, parse_sparse
+from s2l_ray.strict_yaml import parse_yaml
 from tests.unit.tiny import SYNTHETIC, config_of, parse, refusal
 
 ARMS = """
@@ -189,6 +190,24 @@ def test_set_path_through_a_scalar_below_names_the_whole_path():
 @pytest.mark.parametrize("line", ["arms=null", "arms.a={select.method: random}"])
 def test_set_path_of_arms_is_refused_with_advice(line):
     assert "did you mean" not in refusal(SYNTHETIC, line)
+
+
+OWN_ARMS = "\narms: {few: {select.budget: 0.1}, many: {select.budget: 0.5, select.method: random}}\n"
+
+
+def test_set_path_that_arms_set_themselves_leaves_one_arm_and_says_so(capsys):
+    found = parse(SYNTHETIC + OWN_ARMS, "select.method=full")
+    assert {config.select.method for config in found.arms.values()} == {"full"}
+    said = " ".join(capsys.readouterr().err.split())
+    assert "--set select.method: the arms many set it themselves; all arms of exp.yaml are left out" in said
+    assert len(parse(SYNTHETIC + OWN_ARMS, "cluster.n_clusters=5").arms) == 2
+    assert capsys.readouterr().err == ""
+
+
+def test_set_path_that_arms_of_a_sweep_set_themselves_is_refused():
+    sweep = "sweep: {parameters: {cluster.n_clusters: [2, 3]}}\n"
+    with pytest.raises(ConfigError, match=r"--set select\.budget: the arms few, many of x set it themselves"):
+        parse_sparse(parse_yaml(SYNTHETIC + OWN_ARMS + sweep, origin="x"), ["select.budget=5"], origin="x", name="x")
 
 
 def test_set_lines_apply_in_order():

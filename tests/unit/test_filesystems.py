@@ -27,6 +27,13 @@ class Remote(io.BytesIO):
         return super().read(size)
 
 
+def test_store_of_google_is_not_asked_for_longer_than_others():
+    filesystem, path = filesystems.open_filesystem("gs://anonymous@bucket/a/b")
+    assert (filesystem.type_name, path) == ("gcs", "bucket/a/b")
+    _, (options,) = filesystem.__reduce__()
+    assert (options["retry_time_limit"], options["anonymous"]) == (filesystems.GCS_RETRY, True)
+
+
 def test_small_reads_one_after_the_other_are_one_request():
     data = bytes(range(256)) * 1000
     remote = Remote(data)

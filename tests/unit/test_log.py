@@ -117,6 +117,17 @@ def test_table_shows_every_cell_escaped(display):
     assert "\x1b[0m" not in text
 
 
+@pytest.mark.parametrize("width", [60, 100, log.LOG_WIDTH])
+def test_table_that_ends_in_text_keeps_its_other_columns_whole(display, width):
+    display._console.width = width
+    rows = [["scores [full]", "evaluate_target", "will run", "after " + "x" * 60], ["tokens", "t", "cached", "here"]]
+    display.table(["artifact", "stage", "state", "why"], rows, ends_in_text=True)
+    text = written(display)
+    assert all(cell in text for row in rows for cell in row[:3])
+    assert (rows[0][3] in text) == (width >= 112)
+    assert all(len(line) <= width for line in text.splitlines())
+
+
 def test_label_belongs_to_its_thread(display):
     inside, checked = threading.Event(), threading.Event()
 

@@ -70,6 +70,14 @@ def test_bad_rows_are_counted_and_the_first_is_named(put):
     assert "on_bad_row: reject" in text
 
 
+@pytest.mark.parametrize(("bad", "said"), [(1, None), (3, "max_rejected: 0.05")])
+def test_more_bad_rows_than_a_run_allows_are_allowed_for(put, bad, said):
+    rows = [{"instruction": "a", "output": " "}] * bad + [ALPACA] * (100 - bad)
+    text = first_config(look_at([put(rows)]), proxy=None, target=None)
+    assert ("max_rejected" in text) == (said is not None)
+    assert said is None or said in text
+
+
 def test_several_inputs_are_a_mixture_with_a_source_each(put):
     paths = [put([ALPACA | {"source": None}] * 20, "sums.jsonl"), put([ALPACA | {"source": None}] * 5, "more.jsonl")]
     look = look_at(paths)
