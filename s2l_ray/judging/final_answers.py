@@ -101,7 +101,7 @@ def _program(text: str) -> str | None:
 
 def _stated(text: str) -> str | None:
     marks = list(_STATED.finditer(text))
-    return _right_side(_sentence(text[marks[-1].end() :])) if marks else None
+    return _sentence(text[marks[-1].end() :]) if marks else None
 
 
 def _lettered(text: str) -> str | None:
