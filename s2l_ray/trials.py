@@ -125,20 +125,19 @@ class SweepResult:
         for setting in self.settings:
             if setting.label not in full:
                 groups.setdefault(setting_label(setting.without(BUDGET)), []).append(setting)
+        # What a budget came to, however it is written.
+        taken = {setting.label: min(setting.scores.values()) for setting in _settings(self.outcomes, "rows")}
+        for group in groups.values():
+            group.sort(key=lambda setting: taken.get(setting.label, 0.0))
         return {
             label: recommend_budget(
-                {setting.values[BUDGET]: setting.scores for setting in sorted(group, key=self._rows_taken)},
+                {setting.values[BUDGET]: setting.scores for setting in group},
                 metric=self.sweep.config.metric,
                 full=self._full_beside(group[0]),
             )
             for label, group in groups.items()
             if len(group) > 1
         }
-
-    def _rows_taken(self, setting: Setting) -> float:
-        """Return what its budget came to, however it is written: the least of its trials."""
-        trials = (o for o in self.outcomes if setting_label(o.trial.setting) == setting.label)
-        return min((o.metrics["rows"] for o in trials if "rows" in o.metrics), default=0.0)
 
     def _takes_all(self, setting: Setting) -> bool:
         trial = next(t for t in self.sweep.trials if setting_label(t.setting) == setting.label)

@@ -38,15 +38,15 @@ class Demand(Section, ABC):
         """Workers without which the stage makes no progress."""
 
     @property
-    def total_cpus(self) -> float:
-        """CPUs without which the stage makes no progress."""
-        return self.count * self.cpus
-
-    @property
     def bundle(self) -> dict[str, float]:
         """What one worker asks for, by Ray's names."""
         amounts = {"CPU": self.cpus, "GPU": self.gpus, "memory": float(self.memory or 0), **self.custom}
         return {name: amount for name, amount in amounts.items() if amount}
+
+    @property
+    def total(self) -> dict[str, float]:
+        """What the stage makes no progress without, by Ray's names."""
+        return {name: self.count * amount for name, amount in self.bundle.items()}
 
     @property
     def selector(self) -> dict[str, str]:

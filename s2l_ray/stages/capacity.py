@@ -54,7 +54,7 @@ def at_once(demand: Demand) -> float:
     if Autoscaler.ask().is_there:
         return math.inf
     have = ray.cluster_resources()
-    return min(float(have.get(name, 0.0)) / (demand.count * each) for name, each in demand.bundle.items())
+    return min(float(have.get(name, 0.0)) / amount for name, amount in demand.total.items())
 
 
 class Claims:
@@ -67,19 +67,18 @@ class Claims:
         """Return whether a stage fits beside them; where an autoscaler may bring more only CPUs are counted."""
         if demand is None or not self._held:
             return True
-        have, kinds = ray.cluster_resources(), {"CPU"} if Autoscaler.ask().is_there else {*demand.bundle}
-        asked = {kind: demand.count * demand.bundle[kind] for kind in kinds}
-        return all(self._held[kind] + amount <= have.get(kind, 0.0) for kind, amount in asked.items())
+        have, kinds = ray.cluster_resources(), ["CPU"] if Autoscaler.ask().is_there else demand.total
+        return all(self._held[kind] + demand.total[kind] <= have.get(kind, 0.0) for kind in kinds)
 
     def add(self, demand: Demand | None) -> None:
         """Count a stage that begins."""
         if demand is not None:
-            self._held.update({kind: demand.count * each for kind, each in demand.bundle.items()})
+            self._held.update(demand.total)
 
     def remove(self, demand: Demand | None) -> None:
         """Count it no longer: it has ended."""
         if demand is not None:
-            self._held.subtract({kind: demand.count * each for kind, each in demand.bundle.items()})
+            self._held.subtract(demand.total)
 
 
 def check_capacity(resources: ResourcesConfig) -> None:
@@ -97,8 +96,8 @@ def check_capacity(resources: ResourcesConfig) -> None:
         demand = getattr(resources, name)
         if not isinstance(demand, Demand):
             continue
-        for kind, each in demand.bundle.items():
-            if demand.count * each > have.get(kind, 0.0):
+        for kind, amount in demand.total.items():
+            if amount > have.get(kind, 0.0):
                 raise ConfigError(_too_much(name, demand, kind, have.get(kind, 0.0)))
         if not any(_holds(node, demand) for node in ray.nodes() if node["Alive"]):
             raise ConfigError(
@@ -128,7 +127,7 @@ def _too_much(name: str, demand: Demand, kind: str, there: float) -> str:
 def _check_pool(name: str, demand: Demand, cpus: float) -> None:
     # Actors keep what they claim, and Ray Data waits for them before its read tasks get a CPU; tasks give it back.
     is_actor_pool = isinstance(demand, PoolResources) and demand.gpus > 0
-    if is_actor_pool and demand.total_cpus > cpus - READ_CPUS:
+    if is_actor_pool and demand.total["CPU"] > cpus - READ_CPUS:
         raise ConfigError(
             f"resources.{name} asks for {demand.count} x {demand.cpus:g} CPU for actors on GPUs, the cluster has "
             f"{cpus:g} and needs {READ_CPUS} of them to read what the actors work on. Lower resources.{name}.cpus "

@@ -217,17 +217,19 @@ def _run_group(config: dict[str, Any], tails: _Tails, groups: Sequence[Sequence[
         pipeline = tails.pipelines[name]
         try:
             made = Runner(pipeline, tails.storage, tails.sweep.shared.resources, _verified).run().artifacts
+            scores.append(_score(made[pipeline.comparison.key], sweep.metric))
         except S2LError as error:
             # It would only come again; other trials are none the worse for it.
             tune.report({"trial": name, SCORE: worst, "error": str(error)})
             continue
-        found = _metrics(made[pipeline.comparison.key])
-        if sweep.metric not in found:
-            said = f"it has no {sweep.metric}, but {', '.join(found)}"
-            tune.report({"trial": name, SCORE: worst, "error": said})
-            continue
-        scores.append(found[sweep.metric])
         tune.report({"trial": name, SCORE: sum(scores) / len(scores), "error": ""})
+
+
+def _score(comparison: Artifact, metric: str) -> float:
+    found = _metrics(comparison)
+    if metric not in found:
+        raise StageFailed(f"it has no {metric}, but {', '.join(found)}")
+    return found[metric]
 
 
 def _metrics(comparison: Artifact) -> dict[str, float]:

@@ -122,6 +122,7 @@ def test_save_model_writes_the_given_weights_and_from_pretrained_loads_them(tmp_
             head, embedding = loaded.get_output_embeddings().weight, loaded.get_input_embeddings().weight
             assert (head.data_ptr() == embedding.data_ptr()) == tied
         (file,) = (tmp_path / name).glob("*model*")
+        assert file.suffix == ".safetensors"
         assert len(load_file(file)) == len(dict(other.named_parameters()))  # those that are tied are written once
     assert equal(load(tmp_path / "shared").state_dict(), other.state_dict())
 

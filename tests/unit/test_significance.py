@@ -51,7 +51,7 @@ def test_pairs_are_made_by_seed_not_by_order():
     found = compare_paired(
         {"a": 1.0, "b": 2.0, "c": 9.0}, {"c": 8.0, "b": 1.0, "d": 5.0}, name="x", baseline="y", metric="tail_share"
     )
-    assert (found.pairs, found.effect) == (2, 1.0)
+    assert (found.pairs, found.effect, found.low, found.high) == (2, 1.0, None, None)
 
 
 def test_a_lower_loss_is_better():
