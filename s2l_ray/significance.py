@@ -18,12 +18,8 @@ from s2l_ray.judging.metrics import METRICS
 CONFIDENCE = 0.95
 SAME = 1e-9
 """Differences that are closer to one another than this share of them are the same number."""
-LEAST_FOR_BOOTSTRAP = 5
-"""With fewer pairs the bootstrap's intervals are much too narrow."""
-RESAMPLES = 9999
 
 Verdict = Literal["better", "worse", "not distinguishable", "too few seeds"]
-Method = Literal["t", "bootstrap"]
 Scores = Mapping[str, float]
 """Seed, as text -> score."""
 
@@ -100,18 +96,15 @@ class Comparison:
         return f"{what}, {gain} over {seeds}: {ending}."
 
 
-def compare_paired(
-    scores: Scores, baseline_scores: Scores, *, name: str, baseline: str, metric: str, method: Method = "t"
-) -> Comparison:
+def compare_paired(scores: Scores, baseline_scores: Scores, *, name: str, baseline: str, metric: str) -> Comparison:
     """Compare two settings over the seeds that both have.
 
     Args:
         scores: seed -> score of the one.
         baseline_scores: seed -> score of the other.
-        method: `t` takes differences for normal; `bootstrap` (BCa, fixed seed) does not, and needs five pairs.
 
     Raises:
-        ConfigError: no seed in common, an unknown metric, or too few pairs for a bootstrap.
+        ConfigError: no seed in common, or an unknown metric.
         DataError: a score that is NaN or infinite.
     """
     seeds = [seed for seed in scores if seed in baseline_scores]
@@ -122,7 +115,7 @@ def compare_paired(
     if not np.isfinite([ours, theirs]).all():
         raise DataError(f"{metric} of {name} or {baseline} is NaN or infinite for some seed; it cannot be compared.")
     difference = (ours - theirs) * (1 if higher_is_better(metric) else -1)
-    low, high, p_value = _interval(difference, method)
+    low, high, p_value = _interval(difference)
     if len(seeds) > 1 and difference.any() and np.ptp(difference) <= SAME * abs(difference.mean()):
         # One measurement, again and again: a seed that decides nothing, or scores in coarse steps. No chance was seen.
         low = high = p_value = None
@@ -132,29 +125,18 @@ def compare_paired(
     )  # fmt: skip
 
 
-def _interval(difference: NDArray[np.float64], method: Method) -> tuple[float | None, float | None, float | None]:
+def _interval(values: NDArray[np.float64]) -> tuple[float | None, float | None, float | None]:
+    """Return the mean's t interval, and the p-value of a mean of 0."""
     from scipy import stats
 
-    n, mean = len(difference), float(difference.mean())
-    if method == "bootstrap" and n < LEAST_FOR_BOOTSTRAP:
-        raise ConfigError(f"a bootstrap needs {LEAST_FOR_BOOTSTRAP} paired seeds, found {n}. Take `t`, or more seeds.")
+    n, mean = len(values), float(values.mean())
     if n < 2:
         return None, None, None
-    error = float(difference.std(ddof=1)) / math.sqrt(n)
+    error = float(values.std(ddof=1)) / math.sqrt(n)
     if error == 0:
         return mean, mean, 1.0 if mean == 0 else 0.0
-    p_value = float(2 * stats.t.sf(abs(mean / error), n - 1))
-    if method == "t":
-        half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * error
-        return mean - half, mean + half, p_value
-    found = stats.bootstrap(
-        (np.sort(difference),),
-        np.mean,
-        n_resamples=RESAMPLES,
-        confidence_level=CONFIDENCE,
-        rng=np.random.default_rng(0),
-    )
-    return float(found.confidence_interval.low), float(found.confidence_interval.high), p_value
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * error
+    return mean - half, mean + half, float(2 * stats.t.sf(abs(mean / error), n - 1))
 
 
 def corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
@@ -241,5 +223,5 @@ def _hiding(found: Comparison) -> str:
 def interval_of_mean(values: Sequence[float]) -> tuple[float, float | None, float | None]:
     """Return the mean over seeds with its t interval; no interval for fewer than two."""
     array = np.asarray(values, np.float64)
-    low, high, _ = _interval(array, "t")
+    low, high, _ = _interval(array)
     return float(array.mean()), low, high

@@ -55,11 +55,13 @@ class Setting:
     Attributes:
         values: parameter -> value.
         scores: seeds, as text -> score in the sweep's metric.
+        different: results that are not the same to the last bit; fewer than seeds where a seed decides nothing.
     """
 
     label: str
     values: Mapping[str, Any]
     scores: Mapping[str, float]
+    different: int
 
     def without(self, *names: str) -> dict[str, Any]:
         """Return the values of the other parameters."""
@@ -162,13 +164,20 @@ class SweepResult:
 
 
 def _settings(outcomes: Sequence[Outcome], metric: str) -> list[Setting]:
-    found: dict[str, tuple[Mapping[str, Any], dict[str, float]]] = {}
+    found: dict[str, dict[str, Outcome]] = {}
     for outcome in outcomes:
         if metric in outcome.metrics:
-            label = setting_label(outcome.trial.setting)
-            scores = found.setdefault(label, (outcome.trial.setting, {}))[1]
-            scores[setting_label(outcome.trial.seeds)] = outcome.metrics[metric]
-    return [Setting(label, values, scores) for label, (values, scores) in found.items()]
+            by_seed = found.setdefault(setting_label(outcome.trial.setting), {})
+            by_seed[setting_label(outcome.trial.seeds)] = outcome
+    return [
+        Setting(
+            label,
+            next(iter(by_seed.values())).trial.setting,
+            {seed: outcome.metrics[metric] for seed, outcome in by_seed.items()},
+            len({outcome.digests["scores"] for outcome in by_seed.values()}),
+        )
+        for label, by_seed in found.items()
+    ]
 
 
 def _row(outcome: Outcome, parameters: Sequence[Parameter], texts: Collection[str]) -> dict[str, Any]:
@@ -198,6 +207,19 @@ def lines(result: SweepResult) -> Iterator[str]:
         yield f"best: {best.label}: {metric} {value:.3f}{interval}"
     for comparison in result.comparisons():
         yield comparison.sentence
+    yield from same_results(result)
     for label, advice in result.budgets().items():
         chosen = "no recommendation" if advice.recommended is None else f"recommended budget {advice.recommended}"
         yield f"{label}: {chosen}; {advice.reason}"
+
+
+def same_results(result: SweepResult) -> Iterator[str]:
+    """Yield a warning for every setting in which some seeds decide nothing: its spread is too small to judge by."""
+    for setting in result.settings:
+        if setting.different < (seeds := len(setting.scores)):
+            yield (
+                f"{setting.label}: {seeds} seeds, but only {setting.different} distinct result"
+                f"{'s' * (setting.different > 1)}. Its spread, and every "
+                "interval and p-value with it, shows less chance than there is: also sweep a seed that it depends on "
+                "(target.seed always does)."
+            )

@@ -164,7 +164,7 @@ def _outcome(facts: RunFacts) -> Section:
         )
     lead = (
         "Intervals say how sure each model's score is. How sure the selector is takes several seeds: one run "
-        "proves nothing about a method, and a difference within these intervals is not distinguishable from chance."
+        "proves nothing about a method, whether these intervals overlap or not; `s2l sweep` compares over seeds."
     )
     return Section("Outcome", lead, blocks)
 

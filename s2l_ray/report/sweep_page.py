@@ -21,7 +21,7 @@ from s2l_ray.report.blocks import (
 )
 from s2l_ray.significance import BudgetAdvice, metric_title
 from s2l_ray.sweep import setting_label
-from s2l_ray.trials import BUDGET, Setting, SweepResult, lines
+from s2l_ray.trials import BUDGET, Setting, SweepResult, lines, same_results
 
 FEW_SEEDS = 3
 """Fewer repetitions than this are warned about."""
@@ -68,6 +68,7 @@ def _warnings(result: SweepResult) -> Iterator[str]:
             f"Some settings have {fewest} seed{'s' * (fewest != 1)}: differences between them may be luck. Three are "
             "the least for a comparison, ten for a claim."
         )
+    yield from same_results(result)
     for outcome in result.outcomes:
         if outcome.error:
             yield f"Trial {outcome.trial.name} ({setting_label(outcome.trial.values)}) failed: {outcome.error}"

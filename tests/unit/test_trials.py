@@ -8,7 +8,7 @@ from s2l_ray.errors import ConfigError
 from s2l_ray.experiment import parse_sparse
 from s2l_ray.strict_yaml import parse_yaml
 from s2l_ray.sweep import lay_out
-from s2l_ray.trials import Outcome, SweepResult, lines
+from s2l_ray.trials import Outcome, SweepResult, lines, same_results
 
 TEXT = """
 examples: {synthetic: {rows: 100}}
@@ -29,6 +29,10 @@ SCORES = {
 }
 
 
+def finished(trial, metrics):
+    return Outcome(trial, metrics, {"subset": "d", "scores": trial.name}, {"train": 1.0})
+
+
 def result_of(scores=SCORES, failed=()):
     sweep = lay_out(parse_sparse(parse_yaml(TEXT, origin="x"), [], origin="x", name="x"))
     outcomes = []
@@ -38,7 +42,7 @@ def result_of(scores=SCORES, failed=()):
         if (*place, seed) in failed:
             outcomes.append(Outcome(trial, error="out of luck"))
         else:
-            outcomes.append(Outcome(trial, {"macro_exact_match": scores[place][seed]}, {"subset": "d"}, {"train": 1.0}))
+            outcomes.append(finished(trial, {"macro_exact_match": scores[place][seed]}))
     return SweepResult(sweep, tuple(outcomes))
 
 
@@ -67,7 +71,7 @@ def test_comparisons_of_every_metric_know_which_way_is_good():
     outcomes = []
     for outcome in result.outcomes:
         metrics = {**outcome.metrics, "wrong_share": 1 - outcome.metrics["macro_exact_match"], "rows": 10.0}
-        outcomes.append(Outcome(outcome.trial, metrics))
+        outcomes.append(finished(outcome.trial, metrics))
     found = SweepResult(result.sweep, tuple(outcomes)).all_comparisons()
     assert {c.metric for c in found} == {"macro_exact_match", "wrong_share"}
     first = {c.metric: c.effect for c in found if c.name == "arm=s2l, select.budget=0.1"}
@@ -120,7 +124,7 @@ def test_values_of_several_kinds_are_one_column(name, values):
     sparse = parse_sparse(parse_yaml(text, origin="x"), [], origin="x", name="x")
     sparse = replace(sparse, sweep={"parameters": {name: values}})
     sweep = lay_out(sparse)
-    table = SweepResult(sweep, tuple(Outcome(trial, {"macro_loss": 1.0}) for trial in sweep.trials)).table()
+    table = SweepResult(sweep, tuple(finished(trial, {"macro_loss": 1.0}) for trial in sweep.trials)).table()
     numbers = all(isinstance(value, int | float) for value in values)
     assert table.column(name).to_pylist() == [value if numbers else str(value) for value in values]
 
@@ -130,7 +134,7 @@ def test_recommended_budget_is_the_smallest_in_whatever_order_they_are_listed(or
     text = TEXT.replace("[0.1, 0.2]", str(order)).replace(", full: {select.method: full}", "")
     sweep = lay_out(parse_sparse(parse_yaml(text, origin="x"), [], origin="x", name="x"))
     outcomes = tuple(
-        Outcome(
+        finished(
             t, {"macro_exact_match": [0.5, 0.6, 0.55][t.seeds["select.seed"]], "rows": 100 * t.setting["select.budget"]}
         )
         for t in sweep.trials
@@ -143,3 +147,14 @@ def test_metric_that_is_not_measured_is_refused_before_any_trial():
     text = TEXT.replace("[loss, exact_match]", "[loss]")
     with pytest.raises(ConfigError, match=r"macro_exact_match is not measured.*Add exact_match to evaluate.metrics"):
         lay_out(parse_sparse(parse_yaml(text, origin="x"), [], origin="x", name="x"))
+
+
+def test_seeds_that_decide_nothing_in_a_setting_are_said():
+    outcomes = [
+        replace(o, digests={**o.digests, "scores": "one"}) if o.trial.setting["arm"] == "full" else o
+        for o in result_of().outcomes
+    ]
+    said = list(same_results(SweepResult(result_of().sweep, tuple(outcomes))))
+    assert [line.split(": ")[0] for line in said] == ["arm=full, select.budget=0.1", "arm=full, select.budget=0.2"]
+    assert all("3 seeds, but only 1 distinct result." in line and "target.seed" in line for line in said)
+    assert list(same_results(result_of())) == []
