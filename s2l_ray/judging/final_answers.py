@@ -35,6 +35,10 @@ _LETTERED = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _BOXED = re.compile(r"\\f?box(?:ed)?\s*(\{|\w)")
+_CALCULATION = re.compile(
+    r"(?:[^A-Za-z=\\]|\\(?:times|cdot|div|d?frac)\b)*?[\d)}]\s*(?:[-+*/\u00d7\u00f7^]|\\(?:times|cdot|div)\b)"
+    r"(?:[^A-Za-z=\\]|\\(?:times|cdot|div|d?frac)\b)*=\s*([^=]*\d[^=]*)"
+)
 _HASHES = re.compile(r"####[ \t]*(.*)")
 _PROGRAM = re.compile(
     r"^\s*(?:def \w+\(|import \w|from \w+ import |print\(|class \w+[:(])|^[ \t]+return\b", re.MULTILINE
@@ -101,7 +105,7 @@ def _program(text: str) -> str | None:
 
 def _stated(text: str) -> str | None:
     marks = list(_STATED.finditer(text))
-    return _sentence(text[marks[-1].end() :]) if marks else None
+    return _came_to(_sentence(text[marks[-1].end() :])) if marks else None
 
 
 def _lettered(text: str) -> str | None:
@@ -138,6 +142,12 @@ def _sentence(text: str) -> str:
     ends = (mark.start() for mark in _REASON.finditer(text))
     stop = next((end for end in ends if text.count("{", 0, end) == text.count("}", 0, end)), len(text))
     return text[:stop].strip()
+
+
+def _came_to(text: str) -> str:
+    """Return what a calculation in numbers comes to: `2 * 3 = 6` is 6, while what has a name (`x = 5`) stays whole."""
+    found = _CALCULATION.fullmatch(text.strip("$ ")) if len(text) <= SHORT else None
+    return found[1].strip() if found else text
 
 
 def _right_side(text: str) -> str:

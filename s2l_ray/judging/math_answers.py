@@ -11,7 +11,7 @@ from s2l_ray.judging.equivalence import Symbolic, are_equal, is_same_text
 from s2l_ray.judging.final_answers import before_next_question, final_answer
 from s2l_ray.judging.plain_math import plain
 
-JUDGE = "math-2"
+JUDGE = "math-3"
 """Name and version of this judge, with math-verify 0.9; raised whenever a verdict may differ."""
 
 _LIST_HEAD = re.compile(r"(?:answer )?(?:choices|options)\s*:", re.IGNORECASE)

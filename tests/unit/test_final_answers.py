@@ -253,6 +253,12 @@ EXTRACTED = [
     ("The area is [asy] draw((0,0)--(3,4)); [/asy] and so it comes to 12 in all, said he.", "12"),
     ("The answer is 20 students (that is all).", "20 students (that is all)"),
     ("The answer is 5!", "5"),
+    ("The answer is 25 * 4 = 100.", "100"),
+    ("The answer is $25 \\times 4 + 1 = 101$.", "101"),
+    ("The answer is $\\frac{1}{2} + 1 = \\frac{3}{2}$", "\\frac{3}{2}"),
+    ("The answer is 100 = 25 * 4", "100 = 25 * 4"),
+    ("The answer is x = 5, y = 3", "x = 5, y = 3"),
+    ("The answer is x + 2 = 5", "x + 2 = 5"),
     ("The best option is to sell 5 of them. Then he has 15.", "15"),
     ("The answer is 10,\\!080.", "10,\\!080"),
 ]
