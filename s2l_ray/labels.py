@@ -22,7 +22,8 @@ def coded(column: pa.ChunkedArray) -> tuple[list[str], npt.NDArray[np.int32]]:
         return [], np.empty(0, np.int32)
     found: list[str] = encoded.chunk(0).dictionary.to_pylist()
     names = sorted(found)
-    place_of = np.array([*(names.index(name) for name in found), NONE], np.int32)
+    places = {name: place for place, name in enumerate(names)}
+    place_of = np.array([*(places[name] for name in found), NONE], np.int32)
     code_N = np.concatenate([chunk.indices.fill_null(len(found)).to_numpy() for chunk in encoded.chunks])
     return names, place_of[code_N]
 

@@ -4,13 +4,13 @@ Scores carry a 95 % interval over held-out rows: how sure this model's score is,
 several seeds).
 """
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from s2l_ray import schemas
 from s2l_ray.artifacts import Artifact, StageResult
@@ -54,18 +54,17 @@ def compare_arms(
 
 
 @lru_cache(maxsize=1)
-def _labels(examples: Artifact) -> Mapping[int, Mapping[str, Any]]:
+def _labels(examples: Artifact) -> pa.Table | None:
+    """Return `example_id`, `source`, `skill` and `is_wrong` of all rows; None where nothing is known of them."""
     table = examples.read_table("examples-", ["example_id", "source", "skill", "is_wrong"])
-    if all(table.column(name).null_count == len(table) for name in ("skill", "is_wrong")):
-        return {}
-    return {row["example_id"]: row for row in table.to_pylist()}
+    return None if all(table.column(name).null_count == len(table) for name in ("skill", "is_wrong")) else table
 
 
-def _metrics(subset: Artifact, scores: Artifact, labels: Mapping[int, Mapping[str, Any]]) -> Iterator[tuple[str, Mean]]:
+def _metrics(subset: Artifact, scores: Artifact, labels: pa.Table | None) -> Iterator[tuple[str, Mean]]:
     table = scores.read_table("scores.parquet").to_pylist()
     group_by = "skill" if any(row["group_by"] == "skill" for row in table) else "source"
     is_grouped = any(row["group_by"] == group_by for row in table)
-    counts = Counter(row[group_by] or "" for row in labels.values())
+    counts = {} if labels is None else _counts(labels.column(group_by))
     for metric in dict.fromkeys(row["metric"] for row in table):
         of_metric = [row for row in table if row["metric"] == metric]
         groups = {row["group"]: _mean(row) for row in of_metric if row["group_by"] == group_by}
@@ -78,12 +77,17 @@ def _metrics(subset: Artifact, scores: Artifact, labels: Mapping[int, Mapping[st
     rows = subset.summary["rows"]
     yield "rows", Mean(rows, None, rows)
     yield "response_tokens", Mean(subset.summary["target_response_tokens"], None, rows)
-    if labels:
-        chosen = [labels[i] for i in subset.read_table("subset.parquet", ["example_id"]).column(0).to_pylist()]
-        tail = tail_groups(counts)
-        yield "tail_share", Mean(sum((row[group_by] or "") in tail for row in chosen) / rows, None, rows)
-        if any(row["is_wrong"] is not None for row in labels.values()):
-            yield "wrong_share", Mean(sum(bool(row["is_wrong"]) for row in chosen) / rows, None, rows)
+    if labels is not None:
+        ids = subset.read_table("subset.parquet", ["example_id"]).column(0).combine_chunks()
+        chosen = labels.filter(pc.is_in(labels.column("example_id"), ids))
+        tail, taken = tail_groups(counts), _counts(chosen.column(group_by))
+        yield "tail_share", Mean(sum(taken.get(group, 0) for group in tail) / rows, None, rows)
+        if labels.column("is_wrong").null_count < len(labels):
+            yield "wrong_share", Mean((pc.sum(chosen.column("is_wrong")).as_py() or 0) / rows, None, rows)
+
+
+def _counts(groups: pa.ChunkedArray) -> dict[str, int]:
+    return {row["values"] or "": row["counts"] for row in pc.value_counts(groups).to_pylist()}
 
 
 def _mean(row: Mapping[str, Any]) -> Mean:

@@ -32,6 +32,7 @@ from s2l_ray.diagnostics import (
 )
 from s2l_ray.draws import Draws
 from s2l_ray.gradients import example_gradients
+from s2l_ray.labels import coded
 from s2l_ray.losses import mean_losses, response_loss_module
 from s2l_ray.models import device_and_precision, load_model
 from s2l_ray.sampling import cluster_keys
@@ -226,8 +227,7 @@ def clustered_rows(inputs: Inputs, seed: int) -> ClusteredRows:
     """Read which row is in which cluster."""
     table = inputs.clusters.read_in_order("assignments-", ["example_id", "stratum", "cluster_id"])
     example_id_N = table.column("example_id").to_numpy()
-    strata = table.column("stratum").to_numpy(zero_copy_only=False)
-    label_N = cluster_keys(strata, table.column("cluster_id").to_numpy())
+    label_N = cluster_keys(coded(table.column("stratum"))[1], table.column("cluster_id").to_numpy())
     draws = Draws.of(inputs.examples.read_table("examples-", list(Draws.COLUMNS)), seed)
     return ClusteredRows(example_id_N, label_N, draws.take(example_id_N).draw_N)
 

@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import pyarrow as pa
+
 from s2l_ray.artifacts import Artifact
 from s2l_ray.clustering.drift import Drift
 from s2l_ray.input_files import shown
@@ -51,8 +53,11 @@ def growth(subset: Artifact, extension: Artifact) -> dict[str, Any]:
     }
 
 
-def _counted(table: Any) -> Counter[tuple[Any, ...]]:
-    return Counter(tuple(row.values()) for row in table.to_pylist())
+def _counted(table: pa.Table) -> Counter[tuple[Any, ...]]:
+    groups = table.group_by(table.column_names).aggregate([([], "count_all")])
+    counts = groups.column("count_all").to_pylist()
+    keys = zip(*(groups.column(name).to_pylist() for name in table.column_names), strict=True)
+    return Counter(dict(zip(keys, counts, strict=True)))
 
 
 def _counts(before: int, added: int) -> dict[str, int]:
