@@ -81,10 +81,15 @@ def one_local_ray() -> Iterator[None]:
     """Start a Ray in this process, and stop it: the body of a fixture."""
     import ray
 
-    # More logical CPUs than cores: two training workers and Ray Data's tasks must fit side by side.
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
-    yield
-    ray.shutdown()
+    from s2l_ray.stages.runtime import LOCAL_SETTINGS
+
+    with pytest.MonkeyPatch.context() as patched:
+        for name, value in LOCAL_SETTINGS.items():
+            patched.setenv(name, value)
+        # More logical CPUs than cores: two training workers and Ray Data's tasks must fit side by side.
+        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
+        yield
+        ray.shutdown()
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,13 @@
 """Sweeps through the command: shared parts once, trials under Tune, failures, and going on."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import run_s2l, write_config
+from tests.conftest import FinishedRun, run_s2l, write_config
 
 pytestmark = pytest.mark.usefixtures("joined")
 
@@ -24,7 +25,12 @@ def made(folder: Path, artifact: str) -> int:
     return len(list((folder / "storage" / artifact).glob("*/manifest.json")))
 
 
-def test_sweep_shares_what_trials_have_in_common_and_a_failed_trial_does_not_sink_the_rest(tmp_path: Path) -> None:
+def test_sweep_shares_what_trials_have_in_common_and_a_failed_trial_does_not_sink_the_rest(
+    tmp_path: Path, finished_run: FinishedRun
+) -> None:
+    # A proxy that a run has left in the storage serves a sweep as well.
+    for name in ("examples", "tokenizer", "tokens", "proxy"):
+        shutil.copytree(finished_run.folder / "storage" / name, tmp_path / "storage" / name)
     config = write_config(
         tmp_path,
         target=QUICK,
