@@ -279,7 +279,8 @@ def _explain(detail: ErrorDetails, root: type[Section]) -> str:
         message = re.sub(pattern, ours, message)
     found = detail["input"]
     shown = "" if isinstance(found, Mapping | BaseModel) else f"found {_shown(found)}; "
-    return f"`{dotted}`: {shown}{message[0].lower()}{message[1:].rstrip('.')}."
+    where = f"`{dotted}`: " if dotted else ""  # what concerns several sections names its keys itself
+    return f"{where}{shown}{message[0].lower()}{message[1:].rstrip('.')}."
 
 
 def _known_keys(path: list[str], root: type[Section]) -> list[str]:

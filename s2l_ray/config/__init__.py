@@ -146,9 +146,10 @@ class Config(Section):
         for name, engine in (("train_proxy", "torch"), ("finetune_target", self.target.engine)):
             asked = getattr(self.resources, name)
             if asked.launcher == "task" and (asked.workers > 1 or engine != "torch"):
+                found = f"workers: {asked.workers}" if engine == "torch" else f"target.engine: {engine}"
                 raise ValueError(
-                    f"resources.{name}.launcher: task trains with one worker and the torch engine, found "
-                    f"{asked.workers} workers and {engine}; set target.engine: torch and workers: 1, or launcher: gang"
+                    f"resources.{name}.launcher: task trains with one worker and the torch engine, found {found}; set "
+                    f"{'workers: 1' if engine == 'torch' else 'target.engine: torch'}, or launcher: gang"
                 )
         return self
 

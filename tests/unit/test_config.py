@@ -221,6 +221,20 @@ def test_environment_does_not_reach_the_config(monkeypatch):
     assert config_of() == before
 
 
+@pytest.mark.parametrize(
+    ("stage", "more", "found", "change"),
+    [
+        ("train_proxy", "workers: 2", "workers: 2", "workers: 1"),
+        ("finetune_target", "workers: 1", "target.engine: deepspeed", "target.engine: torch"),
+    ],
+)
+def test_task_that_cannot_train_so_is_refused_with_what_to_change(stage, more, found, change):
+    text = refusal(f"{SYNTHETIC}\nresources: {{{stage}: {{launcher: task, {more}}}}}")
+    assert "``" not in text
+    assert f": resources.{stage}.launcher: task trains with one worker" in text
+    assert f"found {found}; set {change}, or launcher: gang." in text
+
+
 def test_workers_of_deepspeed_that_share_a_gpu_are_refused():
     asked = "resources={finetune_target: {workers: 2, gpus: 0.5}}"
     assert "target.engine: torch" in refusal(SYNTHETIC, "target.engine=deepspeed", asked)
