@@ -37,7 +37,7 @@ _last_word = threading.Lock()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code: 0, 1 the run failed, 2 config or data are wrong, 130 interrupted."""
     options = _parser().parse_args(arguments)
-    display.quiet = bool(options.json)
+    display.quiet, display.stdout = bool(options.json), sys.stdout
     try:
         # Ray prints notices of its own, which have no place in a document.
         with _interruptible(), redirect_stdout(sys.stderr):
@@ -175,6 +175,8 @@ def _parser() -> ArgumentParser:
     submit.add_argument("--no-wait", action="store_true", help="submit it and return")
     experiment(command(commands.report))
     _add_subset_commands(command, experiment)
+    settings = command(looking.settings)
+    settings.add_argument("path", nargs="?", help="only this part: cluster, select.method")
     inspect = command(looking.inspect)
     inspect.add_argument("folder", help="folder of an artifact, {storage}/{artifact}/{fingerprint}, or of a storage")
     gc = command(commands.gc)

@@ -10,12 +10,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from s2l_ray.config import Config, Section
+from s2l_ray.config.section import section_in
 from s2l_ray.errors import ConfigError
 from s2l_ray.log import display, redacted
 from s2l_ray.strict_yaml import dump_yaml, parse_yaml, read_yaml
@@ -291,16 +292,9 @@ def _known_keys(path: list[str], root: type[Section]) -> list[str]:
         if name.isdigit():
             continue
         field = model.model_fields.get(name)
-        model = _section_in(field.annotation) if field else None
+        model = section_in(field.annotation) if field else None
     keys = list(model.model_fields) if model else []
     return [*keys, "arms", "sweep"] if model is Config else keys
-
-
-def _section_in(annotation: Any) -> type[Section] | None:
-    """Return the section that a field holds, be it one of several types or inside a list."""
-    if arguments := get_args(annotation):
-        return next((found for argument in arguments if (found := _section_in(argument))), None)
-    return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
 
 
 def _shown(value: Any) -> str:

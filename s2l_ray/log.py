@@ -8,6 +8,7 @@ stderr: stdout is for what other programs read.
 from __future__ import annotations
 
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -77,6 +78,7 @@ class Display:
         self._lock = threading.RLock()
         self._local = threading.local()
         self.quiet = False
+        self.stdout = sys.stdout
 
     @cached_property
     def _console(self) -> Console:
@@ -106,6 +108,11 @@ class Display:
         """Print a line for the user."""
         if not self.quiet:
             self._console.print(plain(text))
+
+    def hand_out(self, text: str) -> None:
+        """Print what was asked for itself, on stdout: to look through, or to keep."""
+        if not self.quiet:
+            print(plain(text), file=self.stdout)
 
     def warn(self, text: str) -> None:
         """Print a warning; it goes out even with `quiet`."""

@@ -111,3 +111,18 @@ def inspect(options: argparse.Namespace) -> Document:
         else:
             display.say(f"{key}: {value}")
     return data
+
+
+def settings(options: argparse.Namespace) -> Document:
+    """List every setting of a config file with its default, or those of one part, as a config file."""
+    from s2l_ray.reference import as_yaml
+    from s2l_ray.reference import settings as known
+
+    found = known(options.path)
+    for line in as_yaml(found):
+        display.hand_out(line)
+    return {
+        each.dotted: {"type": each.type, "default": each.default, "text": each.text}
+        for setting in found
+        for each in setting.every()
+    }

@@ -77,8 +77,12 @@ class SweepConfig(Section):
     """What a sweep tries, and what it looks for."""
 
     parameters: dict[str, Any] = Field(default_factory=dict)
-    """Config path -> its values; see the head of this module."""
+    """Config path -> its values: `select.budget: [0.1, 0.2]`; `a.seed + b.seed: [0, 1]` moves two together,
+    `{low: 1.0e-4, high: 1.0e-2, scale: log}` is a range to draw from, `arm: [random, s2l]` names arms of the file, and
+    any other name stands for sets of overrides: `corpus: {clean: {examples.path: a.jsonl}, noisy: {...}}`."""
     search: Literal["grid", "random", "asha"] = "grid"
+    """`grid` tries every setting, `random` draws `samples` of them, `asha` gives a drawn one its next seed only while
+    it is among the better ones."""
     samples: int = Field(16, ge=1)
     """Settings drawn by `random` and `asha`."""
     metric: str = "macro_loss"

@@ -35,7 +35,7 @@ class NamedModel(Section):
     """Which model."""
 
     model: str | FreshModel
-    """Hugging Face id, local folder, or a `FreshModel` mapping."""
+    """Hugging Face id, local folder, or a mapping: a model with random weights."""
     revision: str | None = None
     """Commit of a Hugging Face id."""
     trust_remote_code: bool = False
@@ -124,6 +124,7 @@ class TargetConfig(ModelConfig):
     lora: LoraConfig | None = None
     """Train a low-rank adapter instead of all weights; needs the package's extra `lora`."""
     engine: Literal["deepspeed", "torch"] = "deepspeed"
+    """What trains: DeepSpeed, or plain torch (with several workers, DDP)."""
     zero_stage: Literal[0, 1, 2, 3] = 3
     """DeepSpeed's ZeRO stage."""
     match: Literal["epochs", "steps", "tokens"] = "epochs"

@@ -1,6 +1,6 @@
 """What every section of the config has in common."""
 
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
@@ -23,3 +23,10 @@ class Section(BaseModel):
         if expected is not bool and any(isinstance(item, bool) for item in items):
             raise ValueError("true and false are no values of this key")
         return value
+
+
+def section_in(annotation: Any) -> type[Section] | None:
+    """Return the section that a field holds, be it one of several types or inside a list."""
+    if arguments := get_args(annotation):
+        return next((found for argument in arguments if (found := section_in(argument))), None)
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
