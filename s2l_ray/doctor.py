@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
+from s2l_ray.config import ResourcesConfig
 from s2l_ray.errors import ConfigError, S2LError
 from s2l_ray.experiment import Experiment
 from s2l_ray.extras import missing_packages
@@ -261,11 +262,38 @@ def examine_experiment(experiment: Experiment) -> Iterator[Finding]:
     for line in missing:
         found, _, advice = line.partition(". ")
         yield Finding("package", "problem", found, advice)
+    yield from _demands(experiment.shared.resources)
     yield from _metrics(experiment)
     sections = [each for arm in experiment.arms.values() for each in (arm.proxy, arm.target, arm.evaluate.encoder)]
     models = {section.model for section in sections if section is not None}
     for model in sorted(name for name in models if isinstance(name, str)):
         yield _model(model)
+
+
+def _demands(resources: ResourcesConfig) -> Iterator[Finding]:
+    """Compare what stages ask for with what a Ray has that starts here; a cluster is looked at when a run joins it."""
+    if resources.address or os.environ.get("RAY_ADDRESS"):
+        return
+    import torch
+
+    have = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
+    findings = [
+        Finding(
+            "resources", "problem",
+            f"resources.{name} asks for {amount:g} {kind} in all, a Ray that starts here has {have.get(kind, 0.0):g}",
+            "Ask for less, or run it on a cluster that has them: RAY_ADDRESS, or s2l submit.",
+        )
+        for name, demand in resources.demands.items()
+        for kind, amount in demand.total.items()
+        if kind != "memory" and amount > have.get(kind, 0.0)
+    ]  # fmt: skip
+    findings += [
+        Finding("resources", "problem", f"resources.{name} asks for nodes with labels, and a Ray that starts here has "
+                "none", "Leave labels and market out, or run it on a cluster that has them.")
+        for name, demand in resources.demands.items()
+        if demand.selector
+    ]  # fmt: skip
+    yield from findings or [Finding("resources", "ok", "this machine has what every stage asks for")]
 
 
 def _metrics(experiment: Experiment) -> Iterator[Finding]:

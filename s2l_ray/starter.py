@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from s2l_ray.config import ExamplesConfig, FormatName, InputPath
+from s2l_ray.config import GPU_STAGES, ExamplesConfig, FormatName, InputPath
 from s2l_ray.errors import ConfigError, DataError
 from s2l_ray.evaluation_sets import SETS
 from s2l_ray.examples import Example, RejectedRow, read_examples
@@ -148,7 +148,7 @@ def first_config(look: Look, *, proxy: str | None, target: str | None) -> str:
     """
     lines = [
         "# Which part of this data is worth fine-tuning on? A start, from a look at the data; change what you like.",
-        "# What is not named here has its default; `s2l plan` says what would run, and touches nothing.",
+        "# What is not named here has its default: `s2l settings` lists all. `s2l plan` says what would run.",
         "seed: 0",
         *_examples_lines(look),
         *_tokens_lines(look, proxy, target),
@@ -161,6 +161,7 @@ def first_config(look: Look, *, proxy: str | None, target: str | None) -> str:
         "arms:                                # what is compared; `s2l sweep` repeats it over seeds",
         "  random: {select.method: random}",
         "  s2l: {select.method: paper}",
+        *(_resources_lines() if proxy or target else ()),
     ]
     text = "\n".join(lines) + "\n"
     experiment_of(parse_sparse(parse_yaml(text, origin="the new config"), [], origin="the new config", name="new"))
@@ -252,6 +253,14 @@ def _model_lines(key: str, model: str | None) -> list[str]:
         "  epochs: 2",
         f"  learning_rate: {rate}",
         "  global_batch_size: 64",
+    ]
+
+
+def _resources_lines() -> list[str]:
+    return [
+        "# Where there are GPUs, take the # away; `workers: 8` trains on eight of them.",
+        "# resources:",
+        *(f"#   {name}: {{gpus: 1}}" for name in GPU_STAGES),
     ]
 
 

@@ -21,11 +21,12 @@ from s2l_ray.config.models import (
     ProxyConfig,
     TargetConfig,
 )
-from s2l_ray.config.resources import MARKET_LABEL, Demand, PoolResources, ResourcesConfig, TrainResources
+from s2l_ray.config.resources import GPU_STAGES, MARKET_LABEL, Demand, PoolResources, ResourcesConfig, TrainResources
 from s2l_ray.config.section import MAX_SEED, Section
 from s2l_ray.config.selection import ClusterConfig, Method, ScoreConfig, SelectConfig, TrajectoriesConfig
 
 __all__ = [
+    "GPU_STAGES",
     "MARKET_LABEL",
     "MAX_SEED",
     "ClusterConfig",

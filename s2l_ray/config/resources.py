@@ -96,6 +96,9 @@ class PoolResources(Demand):
         return self.actors[0]
 
 
+GPU_STAGES = ("train_proxy", "score_examples", "finetune_target", "evaluate_target")
+"""Keys of stages in which a model computes."""
+
 _SHARED = {
     "assign_trajectories": "cluster_trajectories",
     "embed_examples": "score_examples",
@@ -123,7 +126,12 @@ class ResourcesConfig(Section):
     evaluate_target: PoolResources = PoolResources()
     """Also for the report's checks on proxy and target."""
 
+    @property
+    def demands(self) -> dict[str, Demand]:
+        """What each key of a stage says."""
+        found = ((name, getattr(self, name)) for name in type(self).model_fields)
+        return {name: demand for name, demand in found if isinstance(demand, Demand)}
+
     def of(self, stage: str) -> Demand | None:
         """Return what a stage asks for; None where it needs nothing worth asking for."""
-        found = getattr(self, _SHARED.get(stage, stage), None)
-        return found if isinstance(found, Demand) else None
+        return self.demands.get(_SHARED.get(stage, stage))

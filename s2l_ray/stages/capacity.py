@@ -14,7 +14,7 @@ from typing import Any
 
 import ray
 
-from s2l_ray.config import Demand, PoolResources, ResourcesConfig
+from s2l_ray.config import GPU_STAGES, Demand, PoolResources, ResourcesConfig
 from s2l_ray.errors import ConfigError, StageFailed
 from s2l_ray.log import display, duration
 
@@ -92,10 +92,7 @@ def check_capacity(resources: ResourcesConfig) -> None:
         return
     have = ray.cluster_resources()
     cpus = float(have.get("CPU", 0.0))
-    for name in type(resources).model_fields:
-        demand = getattr(resources, name)
-        if not isinstance(demand, Demand):
-            continue
+    for name, demand in resources.demands.items():
         for kind, amount in demand.total.items():
             if amount > have.get(kind, 0.0):
                 raise ConfigError(_too_much(name, demand, kind, have.get(kind, 0.0)))
@@ -111,6 +108,11 @@ def check_capacity(resources: ResourcesConfig) -> None:
                 f"resources.{name}: {demand.count} workers x {demand.threads} threads on {cpus:g} CPUs; "
                 "they will wait for one another"
             )
+    if have.get("GPU") and not any(demand.gpus for demand in resources.demands.values()):
+        display.warn(
+            f"the cluster has {have['GPU']:g} GPUs, and no stage asks for one: models compute on CPUs. Set "
+            f"{', '.join(f'resources.{name}.gpus' for name in GPU_STAGES)} to 1"
+        )
 
 
 def _too_much(name: str, demand: Demand, kind: str, there: float) -> str:

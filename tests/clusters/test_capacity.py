@@ -97,6 +97,15 @@ def test_demands_that_fit_pass(cluster: Cluster, demand: dict[str, object]) -> N
     check(train_proxy=demand)
 
 
+def test_gpus_that_no_stage_asks_for_are_said(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
+    check(score_examples={"gpus": 0.5})
+    assert "GPUs" not in capsys.readouterr().err
+    check()
+    said = capsys.readouterr().err
+    assert "the cluster has 8 GPUs, and no stage asks for one" in said
+    assert "resources.finetune_target.gpus" in said
+
+
 def test_a_worker_runs_on_the_node_that_has_what_it_asks_for(cluster: Cluster) -> None:
     @ray.remote
     def labels() -> dict[str, str]:

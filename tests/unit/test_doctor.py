@@ -96,12 +96,36 @@ def test_experiment_whose_input_is_missing_is_a_problem():
     assert "nothing.jsonl" in found.found
 
 
+@pytest.mark.parametrize(
+    ("demands", "found"),
+    [
+        ({}, "this machine has what every stage asks for"),
+        ({"train_proxy": {"workers": 4000}}, "resources.train_proxy asks for 4000 CPU in all"),
+        (
+            {"finetune_target": {"workers": 50, "cpus": 0.01, "gpus": 1}},
+            "resources.finetune_target asks for 50 GPU in all",
+        ),
+        ({"score_examples": {"custom": {"tpu": 2}}}, "resources.score_examples asks for 2 tpu in all"),
+        ({"evaluate_target": {"market": "spot"}}, "resources.evaluate_target asks for nodes with labels"),
+        ({"address": "10.0.0.1:6379", "train_proxy": {"workers": 4000}}, "cluster"),
+    ],
+)
+def test_demands_are_compared_with_this_machine_where_ray_would_start_on_it(demands, found):
+    data = {"examples": {"synthetic": {}}, "resources": demands}
+    findings = [finding for finding in examine_experiment(experiment(data)) if finding.topic == "resources"]
+    if found == "cluster":
+        assert findings == []
+    else:
+        assert findings[0].state == ("problem" if demands else "ok")
+        assert findings[0].found.startswith(found)
+
+
 def test_models_are_looked_for(tmp_path: Path):
     small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     data = {"examples": {"synthetic": {}}, "proxy": {"model": "no-such-owner/no-such-model"}}
     found = list(examine_experiment(experiment({**data, "target": {"model": small}})))
-    assert [finding.state for finding in found] == ["ok", "note"]
-    assert "no-such-owner/no-such-model is not on this machine" in found[1].found
+    assert [finding.state for finding in found] == ["ok", "ok", "note"]
+    assert "no-such-owner/no-such-model is not on this machine" in found[2].found
 
 
 def test_any_problem_ends_the_command_with_2_and_its_name():

@@ -1,11 +1,14 @@
 """The first config: what it says of the data, and that it is one."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from s2l_ray import cli
+from s2l_ray.config import GPU_STAGES
 from s2l_ray.experiment import load_experiment
 from s2l_ray.layouts import detect_layout
 from s2l_ray.plan import build_pipeline
@@ -61,6 +64,17 @@ def test_first_config_fits_the_data(put):
     assert "max_tokens: 320" in text
     assert "All 100 rows of 1 file were read: alpaca, by `instruction`, `output`." in text
     assert "sums 100" in text
+
+
+def test_first_config_for_named_models_says_how_they_come_to_gpus(put):
+    look = look_at([put([ALPACA] * 30)])
+    text = first_config(look, proxy=None, target="some/model")
+    head, key, tail = text.partition("# resources:")
+    assert key
+    uncommented = re.sub("^# ", "", key + tail, flags=re.MULTILINE)
+    assert yaml.safe_load(head + uncommented)["resources"] == {name: {"gpus": 1} for name in GPU_STAGES}
+    assert "resources" not in yaml.safe_load(text)
+    assert "resources:" not in first_config(look, proxy=None, target=None)
 
 
 def test_bad_rows_are_counted_and_the_first_is_named(put):
