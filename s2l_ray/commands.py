@@ -106,11 +106,16 @@ def plan(options: argparse.Namespace) -> Document:
     from s2l_ray.digests import DigestCache
     from s2l_ray.extras import check_packages
     from s2l_ray.graph import examine
+    from s2l_ray.judging.metrics import check_metrics
     from s2l_ray.plan import build_pipeline
     from s2l_ray.storage import Storage
 
     sparse, experiment = laid_out(options)
     check_packages(experiment)
+    # Whether programs may run is for the command line of a run to say.
+    check_metrics(
+        {name for arm in experiment.arms.values() for name in arm.evaluate.metrics}, allow_code_execution=True
+    )
     storage = Storage.at(experiment.shared.storage)
     pipeline = build_pipeline(experiment, with_report=not sparse.sweep)
     tokens = _made_tokens(pipeline, storage, experiment) if options.probe else {}
@@ -125,6 +130,10 @@ def plan(options: argparse.Namespace) -> Document:
         for state in states
     ]
     display.table(["artifact", "stage", "state", "why"], [list(row.values()) for row in rows], ends_in_text=True)
+    for state in states:
+        if state.artifact is not None:
+            for check in pipeline.checks.get(state.node.key, ()):
+                check(state.artifact)  # a run would refuse it just so
     missing = [state.node for state in states if state.artifact is None]
     document: dict[str, Any] = {"storage": storage.uri, "nodes": rows}
     if options.probe:

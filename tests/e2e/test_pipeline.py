@@ -246,6 +246,13 @@ def test_plan_after_a_changed_setting_names_exactly_what_depends_on_it(run: Fini
     }  # fmt: skip
 
 
+def test_plan_refuses_what_a_run_would_where_the_rows_are_there_to_tell(run: FinishedRun) -> None:
+    done = run_s2l("plan", str(run.config), "--set", "cluster.n_clusters=601")
+    assert done.returncode == 2
+    assert "cluster.n_clusters" in done.stderr
+    assert "will run" in done.stderr
+
+
 def test_changed_resources_change_nothing(run: FinishedRun) -> None:
     done = run_s2l("plan", str(run.config), "--json", "--set", "resources.score_examples.actors=[1, 3]")
     assert {node["state"] for node in json.loads(done.stdout)["nodes"]} == {"cached"}
