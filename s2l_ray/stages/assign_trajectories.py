@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from s2l_ray import schemas
 from s2l_ray.artifacts import Artifact, FileRecord, StageResult
-from s2l_ray.attempts import StagedOutput
 from s2l_ray.clustering import drift, nearest, seeding
 from s2l_ray.clustering.guard import has_reason, learning_ratio, set_aside
 from s2l_ray.clustering.partition import window_columns
@@ -25,6 +24,7 @@ from s2l_ray.errors import DataError
 from s2l_ray.id_index import IdIndex
 from s2l_ray.labels import coded, labelled
 from s2l_ray.log import display
+from s2l_ray.staged_output import StagedOutput
 from s2l_ray.stages import trajectory_blocks
 from s2l_ray.stages.blocks import each, rows_at_once
 from s2l_ray.stages.contents import Contents, find_copies, find_known

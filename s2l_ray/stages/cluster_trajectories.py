@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from s2l_ray import schemas
 from s2l_ray.artifacts import FileRecord, StageResult
-from s2l_ray.attempts import StagedOutput
 from s2l_ray.clustering import kmeans, nearest, seeding
 from s2l_ray.clustering.partition import share_clusters
 from s2l_ray.config import ClusterConfig, PoolResources, ResourcesConfig
 from s2l_ray.id_index import IdIndex
 from s2l_ray.labels import labelled
 from s2l_ray.log import Task, display
+from s2l_ray.staged_output import StagedOutput
 from s2l_ray.stages import metrics
 from s2l_ray.stages.blocks import each
 from s2l_ray.stages.contents import Contents, find_copies

@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 
 from s2l_ray import schemas
 from s2l_ray.artifacts import Artifact, StageResult
-from s2l_ray.attempts import StagedOutput
 from s2l_ray.config import ResourcesConfig
 from s2l_ray.scoring import Mean, tail_groups, weighted_mean
+from s2l_ray.staged_output import StagedOutput
 
 
 @dataclass(frozen=True)

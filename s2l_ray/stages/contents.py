@@ -13,11 +13,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from s2l_ray.artifacts import Artifact, FileRecord
-from s2l_ray.attempts import StagedOutput
 from s2l_ray.config import PoolResources
 from s2l_ray.draws import Copies, draw_hash
 from s2l_ray.errors import ArtifactError
 from s2l_ray.id_index import IdIndex
+from s2l_ray.staged_output import StagedOutput
 from s2l_ray.stages.blocks import each
 from s2l_ray.stages.shared_storage import check_sign
 

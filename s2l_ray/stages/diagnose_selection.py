@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from s2l_ray import schemas
 from s2l_ray.artifacts import Artifact, FileRecord, StageResult
-from s2l_ray.attempts import StagedOutput
 from s2l_ray.computation import memory_checked
 from s2l_ray.config import PoolResources, ResourcesConfig
 from s2l_ray.diagnostics import (
@@ -37,6 +36,7 @@ from s2l_ray.losses import mean_losses, response_loss_module
 from s2l_ray.models import device_and_precision, load_model
 from s2l_ray.sampling import cluster_keys
 from s2l_ray.stage_settings import DiagnoseSettings
+from s2l_ray.staged_output import StagedOutput
 from s2l_ray.stages.shards import Receipt, RowRange, map_shards, row_ranges
 from s2l_ray.token_rows import TokenRows
 

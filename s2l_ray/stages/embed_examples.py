@@ -12,12 +12,12 @@ import pyarrow as pa
 
 from s2l_ray import schemas
 from s2l_ray.artifacts import Artifact, StageResult
-from s2l_ray.attempts import StagedOutput
 from s2l_ray.computation import memory_checked, set_attention
 from s2l_ray.config import PoolResources, ResourcesConfig, ScoreConfig
 from s2l_ray.errors import DataError
 from s2l_ray.losses import mean_hidden_states
 from s2l_ray.models import device_and_precision, load_model
+from s2l_ray.staged_output import StagedOutput
 from s2l_ray.stages.shards import Receipt, RowRange, map_shards, row_ranges
 from s2l_ray.token_rows import TokenRows
 

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from s2l_ray import schemas
 from s2l_ray.answers import before_stop, generate_greedily, prompts_and_answers
 from s2l_ray.artifacts import Artifact, FileRecord, StageResult
-from s2l_ray.attempts import StagedOutput
 from s2l_ray.computation import memory_checked
 from s2l_ray.config import PoolResources, ResourcesConfig
 from s2l_ray.draws import Draws
@@ -23,6 +22,7 @@ from s2l_ray.losses import mean_losses, response_loss_module
 from s2l_ray.models import device_and_precision, load_model
 from s2l_ray.scoring import Mean, mean_of, means_by_group, weighted_mean
 from s2l_ray.stage_settings import EvaluateSettings
+from s2l_ray.staged_output import StagedOutput
 from s2l_ray.stages.generate_with_vllm import Vllm, answer_shards, kept_answers
 from s2l_ray.stages.shards import Receipt, map_shards
 from s2l_ray.token_rows import TokenRows

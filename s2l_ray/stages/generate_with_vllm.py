@@ -16,11 +16,11 @@ from ray.exceptions import RayError
 from s2l_ray import schemas
 from s2l_ray.answers import before_stop_id, room_for_answer
 from s2l_ray.artifacts import Artifact
-from s2l_ray.attempts import StagedOutput
 from s2l_ray.config import PoolResources
 from s2l_ray.errors import StageFailed
 from s2l_ray.log import display
 from s2l_ray.models import longest_input
+from s2l_ray.staged_output import StagedOutput
 from s2l_ray.stages.capacity import remote_options
 from s2l_ray.stages.runtime import building_quietly
 from s2l_ray.stages.shards import quiet_data

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from s2l_ray import schemas
 from s2l_ray.artifacts import Artifact, StageResult
-from s2l_ray.attempts import StagedOutput
 from s2l_ray.config import ResourcesConfig
 from s2l_ray.errors import DataError
 from s2l_ray.examples import locations
@@ -21,6 +20,7 @@ from s2l_ray.imported import KEY, ImportedLosses, place_of, read_losses
 from s2l_ray.log import display
 from s2l_ray.losses import rounded
 from s2l_ray.stage_settings import ImportSettings
+from s2l_ray.staged_output import StagedOutput
 
 FILE_ROWS = 250_000
 """Rows of a file of trajectories."""

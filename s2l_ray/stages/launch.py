@@ -8,12 +8,12 @@ from typing import Any
 
 import ray
 
-from s2l_ray.attempts import StagedOutput
 from s2l_ray.background import repeated
 from s2l_ray.computation import memory_checked
 from s2l_ray.config import TrainResources
 from s2l_ray.errors import S2LError, StageFailed, decode_error, encode_error
 from s2l_ray.log import display
+from s2l_ray.staged_output import StagedOutput
 from s2l_ray.stages import runtime
 from s2l_ray.stages.capacity import remote_options
 from s2l_ray.stages.shared_storage import check_sign, leave_sign

@@ -12,11 +12,11 @@ import pyarrow as pa
 
 from s2l_ray import schemas
 from s2l_ray.artifacts import Artifact, StageResult
-from s2l_ray.attempts import StagedOutput
 from s2l_ray.config import ResourcesConfig
 from s2l_ray.examples import turn_pairs
 from s2l_ray.log import display
 from s2l_ray.overlap import AT_ONCE, NGRAM_WORDS, Grade, HeldOutPrompts, PromptKeys, count_grades, prompt_keys
+from s2l_ray.staged_output import StagedOutput
 from s2l_ray.stages.shards import ExamplesFile, Receipt, map_shards
 
 

@@ -17,12 +17,12 @@ import ray
 from numpy.typing import NDArray
 
 from s2l_ray.artifacts import Artifact
-from s2l_ray.attempts import StagedOutput
 from s2l_ray.config import PoolResources
 from s2l_ray.draws import Copies, draw_hash, position_in_group
 from s2l_ray.id_index import IdIndex
 from s2l_ray.labels import coded
 from s2l_ray.schemas import in_order, is_ascending
+from s2l_ray.staged_output import StagedOutput
 from s2l_ray.stages.blocks import each, rows_at_once, spans
 from s2l_ray.stages.contents import find_copies
 from s2l_ray.stages.shared_storage import check_sign

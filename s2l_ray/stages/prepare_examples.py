@@ -17,7 +17,6 @@ import pyarrow as pa
 
 from s2l_ray import schemas
 from s2l_ray.artifacts import FileRecord, StageResult
-from s2l_ray.attempts import StagedOutput
 from s2l_ray.config import ResourcesConfig
 from s2l_ray.errors import ArtifactError, DataError
 from s2l_ray.examples import (
@@ -35,6 +34,7 @@ from s2l_ray.layouts import Layout, detect_layouts, distinct
 from s2l_ray.log import display
 from s2l_ray.needs import check_rejected
 from s2l_ray.stage_settings import PrepareSettings
+from s2l_ray.staged_output import StagedOutput
 from s2l_ray.stages.shards import Receipt, map_shards
 
 ROW_GROUP = 4096

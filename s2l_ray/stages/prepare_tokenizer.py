@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from s2l_ray.artifacts import Artifact, StageResult
-from s2l_ray.attempts import StagedOutput
 from s2l_ray.chat_template import ChatTemplate
 from s2l_ray.config import ResourcesConfig
 from s2l_ray.draws import Draws
@@ -23,6 +22,7 @@ from s2l_ray.examples import turn_pairs
 from s2l_ray.log import Task, display
 from s2l_ray.pretrained import check_fits, pretrained_folder
 from s2l_ray.stage_settings import TokenizerSettings
+from s2l_ray.staged_output import StagedOutput
 from s2l_ray.tokens import ExampleTokenizer, render, save_tokenizer, train_tokenizer
 
 MOST_ROWS = 100_000

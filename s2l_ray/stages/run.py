@@ -16,12 +16,13 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from s2l_ray.artifacts import Artifact
-from s2l_ray.attempts import StagedOutput, find_or_make
+from s2l_ray.attempts import find_or_make
 from s2l_ray.config import ResourcesConfig
 from s2l_ray.digests import DigestCache
 from s2l_ray.errors import ArtifactError
 from s2l_ray.graph import Node, Pipeline, examine
 from s2l_ray.log import STAGE_THREAD, display, duration
+from s2l_ray.staged_output import StagedOutput
 from s2l_ray.storage import Storage
 
 MOST_AT_ONCE = 16

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from s2l_ray import schemas
 from s2l_ray.artifacts import Artifact
-from s2l_ray.attempts import StagedOutput, find_or_make
+from s2l_ray.attempts import find_or_make
 from s2l_ray.config import ResourcesConfig
 from s2l_ray.digests import DigestCache
 from s2l_ray.errors import S2LError, StageFailed
@@ -26,6 +26,7 @@ from s2l_ray.plan import InputListing, build_pipeline
 from s2l_ray.report.html import render
 from s2l_ray.report.sweep_page import sweep_page
 from s2l_ray.significance import higher_is_better
+from s2l_ray.staged_output import StagedOutput
 from s2l_ray.stages import capacity, runtime
 from s2l_ray.stages.run import Runner, versions
 from s2l_ray.storage import Storage

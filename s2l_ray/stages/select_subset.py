@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from s2l_ray import schemas
 from s2l_ray.artifacts import Artifact, FileRecord, StageResult
-from s2l_ray.attempts import StagedOutput
 from s2l_ray.budgets import Budget, parse_budget, rows_in_budget
 from s2l_ray.config import PoolResources, ResourcesConfig, SelectConfig
 from s2l_ray.errors import ConfigError, DataError
@@ -29,6 +28,7 @@ from s2l_ray.log import display
 from s2l_ray.raw_rows import copy_rows
 from s2l_ray.sampling import order_of
 from s2l_ray.stage_settings import SelectSettings
+from s2l_ray.staged_output import StagedOutput
 from s2l_ray.stages.blocks import each
 from s2l_ray.stages.candidates import Before, Candidates, fetch_candidates
 from s2l_ray.stages.pool_blocks import PoolBlocks, read_pool

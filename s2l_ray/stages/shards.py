@@ -10,10 +10,10 @@ from typing import Any, Protocol
 import ray
 
 from s2l_ray.artifacts import Artifact, FileRecord
-from s2l_ray.attempts import StagedOutput
 from s2l_ray.config import PoolResources
 from s2l_ray.errors import S2LError, decode_error, encode_error
 from s2l_ray.log import display
+from s2l_ray.staged_output import StagedOutput
 from s2l_ray.stages import metrics
 from s2l_ray.stages.capacity import remote_options
 from s2l_ray.stages.runtime import limit_threads, quieten

@@ -8,9 +8,9 @@ from typing import Any
 
 import ray
 
-from s2l_ray.attempts import SCRATCH, StagedOutput
 from s2l_ray.errors import ConfigError
 from s2l_ray.log import display
+from s2l_ray.staged_output import SCRATCH, StagedOutput
 from s2l_ray.storage import Storage
 
 SHARED_SECONDS = 60.0

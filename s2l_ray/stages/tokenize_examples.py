@@ -12,7 +12,6 @@ import pyarrow.compute as pc
 
 from s2l_ray import schemas
 from s2l_ray.artifacts import Artifact, FileRecord, StageResult
-from s2l_ray.attempts import StagedOutput
 from s2l_ray.chat_template import Chat, UnusableChatError, opened_chat_template
 from s2l_ray.config import ResourcesConfig
 from s2l_ray.errors import ArtifactError, DataError
@@ -21,6 +20,7 @@ from s2l_ray.log import display
 from s2l_ray.needs import check_rejected
 from s2l_ray.prompts import with_instruction
 from s2l_ray.stage_settings import TokenizeSettings
+from s2l_ray.staged_output import StagedOutput
 from s2l_ray.stages.shards import ExamplesFile, Receipt, map_shards
 from s2l_ray.tokens import NO_RESPONSE, NOTHING, Segment, TokenizedExample, opened_tokenizer, render, tokens_table
 

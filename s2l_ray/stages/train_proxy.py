@@ -9,10 +9,10 @@ import pyarrow as pa
 
 from s2l_ray import schemas
 from s2l_ray.artifacts import Artifact, StageResult
-from s2l_ray.attempts import StagedOutput
 from s2l_ray.config import ResourcesConfig
 from s2l_ray.log import display
 from s2l_ray.stage_settings import ProxySettings
+from s2l_ray.staged_output import StagedOutput
 from s2l_ray.stages.train_worker import TrainJob, run_job
 from s2l_ray.training import checkpoint_steps, rows_for, steps_for
 

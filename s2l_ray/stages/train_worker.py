@@ -17,7 +17,6 @@ import numpy as np
 from s2l_ray import schemas
 from s2l_ray.adapters import add_adapter, merged, save_adapter
 from s2l_ray.artifacts import Artifact, FileRecord
-from s2l_ray.attempts import StagedOutput
 from s2l_ray.computation import recompute_activations, set_attention
 from s2l_ray.config import LoraConfig, ModelConfig, TrainResources
 from s2l_ray.engines import (
@@ -32,6 +31,7 @@ from s2l_ray.engines import (
     use_deterministic_kernels,
 )
 from s2l_ray.models import build_model, device_and_precision, save_model, save_stops
+from s2l_ray.staged_output import StagedOutput
 from s2l_ray.stages import metrics
 from s2l_ray.stages.launch import TrainingRun, give_notice, publish_progress, take_notice, train
 from s2l_ray.token_rows import TokenRows

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from s2l_ray import schemas
 from s2l_ray.artifacts import Artifact
-from s2l_ray.attempts import StagedOutput
 from s2l_ray.clustering import seeding
 from s2l_ray.clustering.guard import SUSPICIOUS_SHARE, has_reason, set_aside
 from s2l_ray.clustering.partition import window_columns
@@ -24,6 +23,7 @@ from s2l_ray.config import ClusterConfig, PoolResources
 from s2l_ray.errors import ArtifactError, DataError
 from s2l_ray.labels import coded
 from s2l_ray.log import display
+from s2l_ray.staged_output import StagedOutput
 from s2l_ray.stages import blocks
 from s2l_ray.stages.blocks import each, rows_at_once, spans
 from s2l_ray.stages.contents import Contents

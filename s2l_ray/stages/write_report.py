@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from s2l_ray import schemas
 from s2l_ray.artifacts import Artifact, StageResult
-from s2l_ray.attempts import StagedOutput
 from s2l_ray.clustering.guard import DUPLICATE, NOT_LEARNED
 from s2l_ray.clustering.partition import window_columns
 from s2l_ray.config import Config, ResourcesConfig
@@ -26,6 +25,7 @@ from s2l_ray.report.blocks import ExampleRow, Number, Value
 from s2l_ray.report.html import render
 from s2l_ray.report.run_page import ArmFacts, Centroid, ClusterFacts, Composition, RunFacts, metric_order, run_page
 from s2l_ray.stage_settings import ReportSettings
+from s2l_ray.staged_output import StagedOutput
 
 MOST_GROUPS = 20
 """Groups that a composition names; the rest is `other`."""

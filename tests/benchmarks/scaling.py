@@ -17,11 +17,12 @@ import numpy as np
 
 from s2l_ray import schemas
 from s2l_ray.artifacts import Artifact, StageResult
-from s2l_ray.attempts import StagedOutput, begin
+from s2l_ray.attempts import begin
 from s2l_ray.clustering import kmeans, seeding
 from s2l_ray.config import PoolResources, ResourcesConfig, ScoreConfig
 from s2l_ray.log import display
 from s2l_ray.losses import mean_losses, response_loss_module
+from s2l_ray.staged_output import StagedOutput
 from s2l_ray.stages import runtime, score_examples
 from s2l_ray.stages.distributed_kmeans import StratumRows
 from s2l_ray.storage import Storage

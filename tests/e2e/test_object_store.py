@@ -19,11 +19,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from s2l_ray.artifacts import find_artifact
-from s2l_ray.attempts import StagedOutput, orphans
+from s2l_ray.attempts import orphans
 from s2l_ray.errors import ConfigError, DataError
 from s2l_ray.input_files import check_unchanged
 from s2l_ray.inputs import find_inputs
 from s2l_ray.raw_rows import read_rows
+from s2l_ray.staged_output import StagedOutput
 from s2l_ray.storage import Storage
 from s2l_ray.synthetic import SyntheticSpec, generate_rows
 from tests.conftest import artifacts_of, command, run_s2l, write_config

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from s2l_ray.artifacts import Artifact, StageResult
-from s2l_ray.attempts import StagedOutput, begin
+from s2l_ray.attempts import begin
 from s2l_ray.config import Config, ResourcesConfig
 from s2l_ray.stage_settings import PrepareSettings, SelectSettings, TokenizerSettings, TokenizeSettings
+from s2l_ray.staged_output import StagedOutput
 from s2l_ray.stages import prepare_examples, prepare_tokenizer, tokenize_examples
 from s2l_ray.stages import select_subset as select
 from s2l_ray.storage import Storage

@@ -8,11 +8,11 @@ import pytest
 
 from s2l_ray import schemas
 from s2l_ray.artifacts import Artifact, StageResult
-from s2l_ray.attempts import StagedOutput
 from s2l_ray.clustering.drift import FAR
 from s2l_ray.clustering.guard import DUPLICATE, NOT_LEARNED
 from s2l_ray.config import ClusterConfig
 from s2l_ray.errors import DataError
+from s2l_ray.staged_output import StagedOutput
 from s2l_ray.stages import assign_trajectories as stage
 from s2l_ray.stages import blocks, contents, trajectory_blocks
 from s2l_ray.stages.cluster_trajectories import cluster_trajectories

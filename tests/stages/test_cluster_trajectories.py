@@ -9,12 +9,12 @@ from sklearn.cluster import KMeans
 
 from s2l_ray import schemas
 from s2l_ray.artifacts import Artifact, StageResult
-from s2l_ray.attempts import StagedOutput
 from s2l_ray.clustering import seeding
 from s2l_ray.clustering.guard import DUPLICATE, NOT_LEARNED, set_aside
 from s2l_ray.config import ClusterConfig, ResourcesConfig
 from s2l_ray.draws import Draws, occurrences
 from s2l_ray.errors import DataError
+from s2l_ray.staged_output import StagedOutput
 from s2l_ray.stages import blocks, contents
 from s2l_ray.stages import cluster_trajectories as stage
 from tests.stages.conftest import Bench

@@ -11,12 +11,12 @@ import pytest
 
 from s2l_ray import sampling, schemas
 from s2l_ray.artifacts import Artifact, StageResult
-from s2l_ray.attempts import StagedOutput
 from s2l_ray.config import SelectConfig
 from s2l_ray.draws import Draws
 from s2l_ray.errors import ConfigError, DataError
 from s2l_ray.inputs import find_inputs
 from s2l_ray.stage_settings import SelectSettings
+from s2l_ray.staged_output import StagedOutput
 from s2l_ray.stages import blocks, contents, pool_blocks
 from s2l_ray.stages import select_subset as stage
 from tests.stages.conftest import Bench

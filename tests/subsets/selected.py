@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from s2l_ray import schemas
 from s2l_ray.artifacts import Artifact, StageResult, find_artifact
-from s2l_ray.attempts import StagedOutput, begin
+from s2l_ray.attempts import begin
 from s2l_ray.clustering.guard import set_aside
 from s2l_ray.config import InputPath, ResourcesConfig
 from s2l_ray.digests import DigestCache
@@ -21,6 +21,7 @@ from s2l_ray.extension import arm_to_extend, build_extension
 from s2l_ray.graph import Node, Pipeline, examine
 from s2l_ray.layouts import detect_layouts, distinct
 from s2l_ray.plan import build_pipeline
+from s2l_ray.staged_output import StagedOutput
 from s2l_ray.stages import assign_trajectories, import_trajectories, select_subset
 from s2l_ray.storage import Storage
 from s2l_ray.tokens import TokenizedExample, tokens_table

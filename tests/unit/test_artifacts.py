@@ -21,8 +21,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from s2l_ray.artifacts import MANIFEST, FileRecord, Manifest, canonical, find_artifact, hash_of
-from s2l_ray.attempts import StagedOutput
 from s2l_ray.errors import ArtifactError
+from s2l_ray.staged_output import StagedOutput
 from s2l_ray.storage import Storage
 from tests.unit.tiny import EXAMPLE_IDS, FINGERPRINT, begun, commit
 

@@ -19,11 +19,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s2l_ray import attempts
+from s2l_ray import attempts, heartbeats, staged_output
 from s2l_ray.artifacts import MANIFEST, Artifact, FileRecord, find_artifact
-from s2l_ray.attempts import SCRATCH, STALE_SECONDS, HashingSink, StagedOutput, begin, orphans
+from s2l_ray.attempts import begin, orphans
 from s2l_ray.errors import ArtifactError
 from s2l_ray.filesystems import file_digest
+from s2l_ray.heartbeats import STALE_SECONDS
+from s2l_ray.staged_output import HEARTBEAT, SCRATCH, HashingSink, StagedOutput
 from s2l_ray.storage import Storage
 from tests.unit.tiny import EXAMPLE_IDS, FINGERPRINT, begun, commit
 
@@ -35,12 +37,17 @@ def storage(tmp_path) -> Storage:
 
 @pytest.fixture(autouse=True)
 def short_look(monkeypatch):
-    monkeypatch.setattr(attempts, "LOOK_BEATS", 0.02)
+    monkeypatch.setattr(heartbeats, "LOOK_BEATS", 0.02)
+
+
+def beat_every(seconds: float, monkeypatch) -> None:
+    for module in (heartbeats, staged_output):
+        monkeypatch.setattr(module, "HEARTBEAT_SECONDS", seconds)
 
 
 def heartbeat(output: StagedOutput, **changes) -> None:
-    beat = {"host": attempts._host(), "pid": os.getpid(), "nonce": "n", "time": time.time()} | changes
-    output.storage.write_bytes(json.dumps(beat).encode(), *output._parts(attempts.HEARTBEAT))
+    beat = {"host": heartbeats.host(), "pid": os.getpid(), "nonce": "n", "time": time.time()} | changes
+    output.storage.write_bytes(json.dumps(beat).encode(), *output._parts(HEARTBEAT))
 
 
 def dead_pid() -> int:
@@ -141,14 +148,14 @@ def test_commit_of_an_attempt_that_another_process_took_over_and_finished_return
 
 
 def test_commit_of_a_run_that_slept_and_was_taken_over_is_refused_and_leaves_the_adopter_alone(storage, monkeypatch):
-    monkeypatch.setattr(attempts, "HEARTBEAT_SECONDS", 0.2)
+    beat_every(0.2, monkeypatch)
     output = begun(storage)
     with pytest.raises(ArtifactError, match="took this work over"), output.alive():
         heartbeat(output, host="elsewhere", process="another")
         time.sleep(0.5)  # time for this run to say again that it is at work
         commit(output)
     assert find_artifact(storage, "clusters", FINGERPRINT) is None
-    assert output.heartbeat()["process"] == "another"
+    assert output.heartbeat().process == "another"
     assert begin(storage, "clusters", FINGERPRINT) is None
     assert orphans(storage) == []
 
@@ -196,8 +203,8 @@ def test_begin_adopts_an_attempt_gone_stale_on_another_machine(storage):
 
 
 def test_begin_leaves_an_attempt_alone_whose_clock_is_behind_while_its_heartbeat_changes(storage, monkeypatch):
-    monkeypatch.setattr(attempts, "LOOK_BEATS", 3)
-    monkeypatch.setattr(attempts, "HEARTBEAT_SECONDS", 0.2)
+    monkeypatch.setattr(heartbeats, "LOOK_BEATS", 3)
+    beat_every(0.2, monkeypatch)
     output = begun(storage)
 
     def beat(second: float) -> None:
@@ -222,7 +229,7 @@ def test_begin_with_a_dead_attempt_beside_a_live_one_waits(storage):
 def test_begin_adopts_an_attempt_whose_process_has_ended_and_was_not_waited_for(storage):
     output = begun(storage)
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
-        heartbeat(output, pid=process.pid, started=attempts._started(process.pid))
+        heartbeat(output, pid=process.pid, started=heartbeats.started(process.pid))
         assert begin(storage, "clusters", FINGERPRINT) is None
         process.kill()
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
@@ -255,14 +262,14 @@ def test_begin_adopts_an_attempt_killed_before_its_first_heartbeat(storage):
 @pytest.mark.parametrize("data", [b"", b"{", b"\x00"])
 def test_begin_adopts_an_attempt_with_an_unreadable_heartbeat(storage, data):
     output = begun(storage)
-    storage.write_bytes(data, *output._parts(attempts.HEARTBEAT))
+    storage.write_bytes(data, *output._parts(HEARTBEAT))
     assert begun(storage) == output
 
 
 @pytest.mark.parametrize("host", ["elsewhere", None])
 def test_begin_leaves_a_live_attempt_alone(storage, host):
     output = begun(storage)
-    heartbeat(output, host=host or attempts._host())
+    heartbeat(output, host=host or heartbeats.host())
     assert begin(storage, "clusters", FINGERPRINT) is None
 
 
@@ -372,7 +379,7 @@ def test_heartbeat_that_cannot_be_written_leaves_the_stage_alone(storage, monkey
 
 
 def test_heartbeat_that_failed_once_over_that_of_a_dead_run_is_said_again(storage, monkeypatch):
-    monkeypatch.setattr(attempts, "HEARTBEAT_SECONDS", 0.01)
+    beat_every(0.01, monkeypatch)
     heartbeat(begun(storage), host="elsewhere", process="another", time=0)
     output, write, calls = begun(storage), Storage.write_bytes, []
 
@@ -385,23 +392,23 @@ def test_heartbeat_that_failed_once_over_that_of_a_dead_run_is_said_again(storag
     monkeypatch.setattr(Storage, "write_bytes", fail_once)
     with output.alive():
         deadline = time.monotonic() + 10
-        while output.heartbeat()["process"] == "another" and time.monotonic() < deadline:
+        while output.heartbeat().process == "another" and time.monotonic() < deadline:
             time.sleep(0.01)
         committed = commit(output)
     assert committed.manifest.run["attempt"] == output.attempt
 
 
 def test_heartbeat_repeats_while_the_block_runs(storage, monkeypatch):
-    monkeypatch.setattr(attempts, "HEARTBEAT_SECONDS", 0.01)
+    beat_every(0.01, monkeypatch)
     output = begun(storage)
     times = set()
     with output.alive():
         deadline = time.monotonic() + 10
         while len(times) < 3 and time.monotonic() < deadline:
-            times.add((output.heartbeat() or {"time": None})["time"])
+            times.add(getattr(output.heartbeat(), "time", None))
     assert len(times - {None}) >= 2
-    assert output.heartbeat()["time"] == 0
-    assert socket.gethostname() in output.heartbeat()["host"]
+    assert output.heartbeat().time == 0
+    assert socket.gethostname() in output.heartbeat().host
 
 
 # -------------------------------------------------------------------------------------------------------------- orphans

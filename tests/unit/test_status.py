@@ -22,7 +22,7 @@ def test_a_fresh_storage_has_all_to_come(tmp_path):
 
 
 def test_what_is_in_the_making_says_how_far_it_is_and_what_is_done_where_it_is(tmp_path, monkeypatch):
-    monkeypatch.setattr("s2l_ray.attempts.HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr("s2l_ray.staged_output.HEARTBEAT_SECONDS", 0.05)
     storage, nodes = Storage(str(tmp_path)), pipeline()
     examples = nodes.nodes[0]
     fingerprint = examples.fingerprint({}, None)

@@ -5,10 +5,11 @@ import pyarrow as pa
 import pytest
 
 from s2l_ray.artifacts import Artifact
-from s2l_ray.attempts import StagedOutput, begin
+from s2l_ray.attempts import begin
 from s2l_ray.config import Config
 from s2l_ray.errors import ConfigError
 from s2l_ray.experiment import Experiment, experiment_of, parse_sparse
+from s2l_ray.staged_output import StagedOutput
 from s2l_ray.storage import Storage
 from s2l_ray.strict_yaml import parse_yaml
 from s2l_ray.token_rows import TokenRows
