@@ -1,5 +1,6 @@
 """Shared fixtures. Real data is used where S2L_TEST_DATA names its folder."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from filelock import FileLock
 
 from s2l_ray.artifacts import Artifact, find_artifact
 from s2l_ray.storage import Storage
+from s2l_ray.synthetic import SyntheticSpec, generate_rows
 from tests.nodes import Nodes
 from tests.unit import tiny
 
@@ -129,9 +131,17 @@ def artifacts_of(storage: Storage, name: str) -> list[Artifact]:
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run of TINY in a folder of its own, with an encoder to judge by."""
+    """A run of TINY in a folder of its own, on a file of its rows with ids, with an encoder to judge by."""
 
     folder: Path
+
+    @property
+    def rows(self) -> Path:
+        return self.folder / "rows.jsonl"
+
+    @property
+    def examples(self) -> dict[str, Any]:
+        return {"path": str(self.rows), "synthetic": None}
 
     @property
     def storage(self) -> Storage:
@@ -173,7 +183,14 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
             folder.mkdir()
             encoder = tiny.encoder(folder / "encoder", {f"w{number}" for number in range(9)})
             metrics = [*TINY["evaluate"]["metrics"], "bert_score"]
-            config = write_config(folder, evaluate={"metrics": metrics, "encoder": {"model": str(encoder)}})
+            rows = generate_rows(SyntheticSpec(**TINY["examples"]["synthetic"]), seed=TINY["seed"])
+            lines = [json.dumps({**row, "id": f"row {number}"}) for number, row in enumerate(rows)]
+            FinishedRun(folder).rows.write_text("\n".join(lines))
+            config = write_config(
+                folder,
+                examples=FinishedRun(folder).examples,
+                evaluate={"held_out": 0.1, "metrics": metrics, "encoder": {"model": str(encoder)}},
+            )
             done = run_s2l("run", str(config), "--json", RAY_ADDRESS="")
             assert done.returncode == 0, done.stderr
             (folder / "answer.json").write_text(done.stdout)

@@ -15,11 +15,9 @@ from s2l_ray.artifacts import Artifact
 from s2l_ray.schemas import matrix
 from s2l_ray.storage import Storage
 from s2l_ray.synthetic import SyntheticSpec, generate_rows
-from tests.conftest import artifacts_of, run_s2l, write_config
+from tests.conftest import FinishedRun, artifacts_of, run_s2l
 
 pytestmark = pytest.mark.usefixtures("joined")
-
-TASKS = {"train_proxy": {"launcher": "task"}, "finetune_target": {"launcher": "task"}}
 
 
 def artifact(storage: Path, name: str) -> Artifact:
@@ -31,24 +29,10 @@ def every(storage: Path, name: str) -> list[Artifact]:
     return artifacts_of(Storage.at(str(storage)), name)
 
 
-@pytest.fixture(scope="module")
-def watched(tmp_path_factory: pytest.TempPathFactory, cluster_address: str) -> tuple[Path, Path]:
-    """A run up to the subset on a file of rows with ids, by a proxy; return its storage and its config."""
-    folder = tmp_path_factory.mktemp("watched")
-    rows = generate_rows(SyntheticSpec(rows=600, skills=8), seed=0)
-    lines = [json.dumps({**row, "id": f"row {number}"}) for number, row in enumerate(rows)]
-    (folder / "rows.jsonl").write_text("\n".join(lines))
-    config = write_config(
-        folder,
-        resources=TASKS,
-        target={"engine": "torch"},
-        report={"sample": 20},
-    )
-    text = config.read_text().replace("synthetic:\n    rows: 600\n    skills: 8", f"path: {folder / 'rows.jsonl'}")
-    config.write_text(text)
-    done = run_s2l("run", str(config), "--until", "select_subset", RAY_ADDRESS=cluster_address)
-    assert done.returncode == 0, done.stderr
-    return folder / "storage", config
+@pytest.fixture
+def watched(finished_run: FinishedRun) -> tuple[Path, Path]:
+    """The storage of a run on a file of rows with ids, by a proxy, and its config."""
+    return finished_run.folder / "storage", finished_run.config
 
 
 def run(config: Path, storage: Path, trajectories: str | Path, *more: str) -> "subprocess.CompletedProcess[str]":
@@ -101,7 +85,8 @@ def test_official_files_are_taken_by_row_and_say_what_they_lack(watched: tuple[P
 def test_trajectories_that_lack_examples_or_numbers_end_the_run_before_anything_is_trained(
     watched: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    storage, config = watched
+    finished, config = watched
+    storage = shutil.copytree(finished, tmp_path / "storage")
     table = artifact(storage, "trajectories").read_table("trajectories-").sort_by("example_id")
     pq.write_table(table[5:], tmp_path / "short.parquet")
     done = run(config, storage, tmp_path / "short.parquet")

@@ -20,12 +20,18 @@ from s2l_ray.subsets.export import export_folder
 from tests.conftest import FinishedRun, run_s2l
 
 
+POOL = 552
+"""Rows that are not held out, of 600."""
+
+
 @pytest.fixture(scope="module")
 def run(finished_run: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
     return finished_run.copied_to(tmp_path_factory.mktemp("run"))
 
 
-def test_export_of_the_subset_loads_and_its_card_leads_back_to_it(run: FinishedRun, tmp_path: Path) -> None:
+def test_export_of_the_subset_loads_and_its_card_leads_back_to_it(
+    run: FinishedRun, finished_run: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import datasets
 
     subset = run.artifact("subset")
@@ -36,6 +42,7 @@ def test_export_of_the_subset_loads_and_its_card_leads_back_to_it(run: FinishedR
     answers = [examples[row["example_id"]]["turns"][-1]["content"] for row in selection]
     assert [row["output"] for row in rows] == answers
     (text,) = re.findall(r"```yaml\n(.*?)\n```", (tmp_path / "out" / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(finished_run.rows.parent)  # it names the rows' file as who has it would
     again = experiment_of(parse_sparse(yaml.safe_load(text), [], origin="again.yaml", name="again"))
     assert arms_of(again, run.storage)["main"].need("subset") == subset
 
@@ -53,7 +60,9 @@ def test_every_taken_row_can_be_explained(run: FinishedRun) -> None:
 
 def test_examples_rows_in_are_kept_plus_rejected(run: FinishedRun) -> None:
     summary = run.artifact("examples").summary
-    assert summary["rows_in"] == 600 == summary["rows_kept"] + summary["rows_rejected"]
+    held_out = run.artifact("eval_examples").summary
+    assert summary["rows_in"] == 600 == summary["rows_kept"] + held_out["rows_kept"] + summary["rows_rejected"]
+    assert summary["rows_kept"] == POOL
 
 
 def test_trajectories_have_one_row_per_kept_example(run: FinishedRun) -> None:
@@ -116,8 +125,8 @@ def test_trajectories_are_plain_arrow_for(reader: str, run: FinishedRun) -> None
 def test_clusters_cover_every_example_and_match_their_centroids(run: FinishedRun) -> None:
     assignments = run.table("clusters", "assignments-").to_pandas()
     centroids = run.table("clusters", "centroids").to_pandas()
-    assert len(assignments) == 600
-    assert centroids["size"].sum() == 600
+    assert len(assignments) == POOL
+    assert centroids["size"].sum() == POOL
     trajectories = run.table("trajectories", "trajectories-").to_pandas().set_index("example_id")
     loss = np.stack(trajectories.loc[assignments["example_id"], "loss"]).astype(np.float64)
     centre = np.stack(centroids.sort_values("cluster_id")["centroid"])
@@ -127,16 +136,14 @@ def test_clusters_cover_every_example_and_match_their_centroids(run: FinishedRun
     np.testing.assert_allclose(chosen, distance.min(axis=1), atol=1e-9)
 
 
-def test_subset_has_the_budget_and_the_raw_rows(run: FinishedRun) -> None:
+def test_subset_has_the_budget_and_the_raw_rows(run: FinishedRun, finished_run: FinishedRun) -> None:
     subset = run.artifact("subset")
     chosen = subset.read_table("subset.parquet")
     ids = chosen.column("example_id").to_pylist()
-    assert len(ids) == len(set(ids)) == 120
-    assert sorted(chosen.column("rank").to_pylist()) == list(range(120))
-    examples = run.artifact("examples")
-    with open(examples.path("input.jsonl"), "rb") as stream:
-        lines = stream.read().splitlines()
-    with open(subset.path("rows/input.jsonl"), "rb") as stream:
+    assert len(ids) == len(set(ids)) == round(0.2 * POOL)
+    assert sorted(chosen.column("rank").to_pylist()) == list(range(len(ids)))
+    lines = finished_run.rows.read_bytes().splitlines()
+    with open(subset.path("rows/rows.jsonl"), "rb") as stream:
         assert stream.read().splitlines() == [lines[i] for i in sorted(ids)]
 
 
@@ -195,7 +202,7 @@ def test_every_trajectory_has_a_health_and_the_theory_is_tried_on_both_models(ru
     trajectories = run.table("trajectories", "trajectories-")
     assert sorted(health["example_id"].to_pylist()) == sorted(trajectories["example_id"].to_pylist())
     summary = run.artifact("diagnostics").summary
-    assert sum(summary["health"].values()) == 600
+    assert sum(summary["health"].values()) == POOL
     checks = run.table("diagnostics", "gradients").to_pylist()
     assert [(check["model"], check["step"]) for check in checks] == [("proxy", 15), ("proxy", 30), ("target", 20)]
     assert all(check["pairs_within"] > 0 and check["exact"] for check in checks)

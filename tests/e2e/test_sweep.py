@@ -33,6 +33,7 @@ def test_sweep_shares_what_trials_have_in_common_and_a_failed_trial_does_not_sin
         shutil.copytree(finished_run.folder / "storage" / name, tmp_path / "storage" / name)
     config = write_config(
         tmp_path,
+        examples=finished_run.examples,
         target=QUICK,
         evaluate={"metrics": ["loss"]},
         resources=TASK,
