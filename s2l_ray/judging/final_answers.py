@@ -18,7 +18,7 @@ MOST_BOXES = 16
 """Boxes at the end of a text that are tried, should they not close."""
 
 _NEXT_QUESTION = re.compile(
-    r"(?:^|\n)\s*(?:#{2,}\s*|\*\*)?(?:question|q\d*|problem|instruction|user|human|exercise)\s*(?:\*\*)?:"
+    r"(?:^|\n)[ \t]*(?:#{2,}[ \t]*|\*\*)?(?:question|q\d*|problem|instruction|user|human|exercise)\s*(?:\*\*)?:"
     r"|<\|im_start\|>|\nBelow is an instruction",
     re.IGNORECASE,
 )
@@ -39,9 +39,10 @@ _CALCULATION = re.compile(
     r"(?:[^A-Za-z=\\]|\\(?:times|cdot|div|d?frac)\b)*?[\d)}]\s*(?:[-+*/\u00d7\u00f7^]|\\(?:times|cdot|div)\b)"
     r"(?:[^A-Za-z=\\]|\\(?:times|cdot|div|d?frac)\b)*=\s*([^=]*\d[^=]*)"
 )
-_HASHES = re.compile(r"####[ \t]*(.*)")
+_HASHES = re.compile(r"(?<!#)####(?!#)[ \t]*(.*)")
+_NUMBER = re.compile(r"[-+\u2212]?\s?[$€£]?\s?[\d.,/]*\d\s?%?\.?")
 _PROGRAM = re.compile(
-    r"^\s*(?:def \w+\(|import \w|from \w+ import |print\(|class \w+[:(])|^[ \t]+return\b", re.MULTILINE
+    r"^[ \t]*(?:def \w+\(|import \w|from \w+ import |print\(|class \w+[:(])|^[ \t]+return\b", re.MULTILINE
 )
 _LAST_NUMBER = re.compile(
     r"(?<![\w.,/])[-+\u2212]?[$€£]?\s?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))(?:\s?/\s?\d+(?![\d.]))?\s?%?(?!\w)"
@@ -95,8 +96,10 @@ def _last_boxed(text: str) -> str | None:
 
 
 def _marked(text: str) -> str | None:
-    lines = _HASHES.findall(text)
-    return lines[-1].strip() if lines else None
+    """Return what GSM8K's mark stands before: on the last line, or a number; other lines are Markdown's headings."""
+    marks = list(_HASHES.finditer(text))
+    answers = (m[1].strip() for m in reversed(marks) if not text[m.end() :].strip() or _NUMBER.fullmatch(m[1].strip()))
+    return next(answers, None)
 
 
 def _program(text: str) -> str | None:

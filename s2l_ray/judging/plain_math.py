@@ -68,5 +68,5 @@ def _vulgar_fractions(text: str) -> str:
 
 
 def _divided(found: "re.Match[str]") -> str:
-    above, below = found[1] or found[2], found[3] or found[4]
+    above, below = (found[2] if found[1] is None else found[1]), (found[4] if found[3] is None else found[3])
     return f" ({above.strip()})/({below.strip()})"

@@ -222,6 +222,11 @@ EXTRACTED = [
     ("The answer is 5. Wait, that is wrong. The answer is 6.", "6"),
     ("Natalia sold 48/2 = 24 clips.\n#### 72", "72"),
     ("#### -1,200", "-1,200"),
+    ("#### 72\nThat is all.", "72"),
+    ("#### Step 1\nAdd 9 and 9.\n\nThe answer is 18.", "18"),
+    ("#### Step 1\nAdd 9 and 9.\n\n#### 18", "18"),
+    ("##### 18\nThe answer is 19.", "19"),
+    ("#### St. Paul", "St. Paul"),
     ("so $x = \\boxed{7}$, to the nearest integer.", "7"),
     ("\\boxed{\\frac{3}{\\sqrt{2}}}", "\\frac{3}{\\sqrt{2}}"),
     ("\\boxed{\\boxed{5}}", "5"),
@@ -382,3 +387,15 @@ def test_solutions_of_real_training_data_have_a_final_answer_but_for_programs(da
     for row in rows_of(data_folder, "math_train"):
         right = is_right(row["instruction"], row["output"], row["output"])
         assert right is (None if row["source"] == "gsm_hard_pot" else True), row["output"][-200:]
+
+
+@pytest.mark.parametrize("answer", [r"\boxed{\frac{}{}}", r"\frac{}{2}", r"\frac{1}{}"])
+def test_fraction_that_a_model_left_empty_is_wrong_and_no_error(answer):
+    assert not is_right("What?", r"\boxed{\frac{1}{2}}", answer)
+
+
+@pytest.mark.parametrize("text", ["I think" + "\n" * 40_000 + ".", " \n" * 20_000 + "x", "#" * 60_000])
+@pytest.mark.timeout(60)  # where each newline looks at all that follow it takes minutes
+def test_texts_of_a_model_that_fell_apart_are_read(text):
+    assert before_next_question(text) == text
+    final_answer(text)
