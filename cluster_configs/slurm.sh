@@ -44,7 +44,9 @@ echo "Ray's head is $first_node at $address; $SLURM_JOB_NUM_NODES nodes"
 # Starting Ray on a cold shared file system takes longer than the half minute that Ray would wait.
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
 
+# Since Slurm 22.05 a step does not take the job's --cpus-per-task over, and would share one core.
 srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --kill-on-bad-exit=0 \
+  --cpus-per-task="${SLURM_CPUS_PER_TASK:?}" \
   ray symmetric-run --address "$address" --min-nodes "$SLURM_JOB_NUM_NODES" \
   --num-cpus="${SLURM_CPUS_PER_TASK:?}" --num-gpus="${SLURM_GPUS_ON_NODE:-0}" \
   -- python -m s2l_ray run "$@" --storage "$S2L_STORAGE" --set "resources.address=$address"

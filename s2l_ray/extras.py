@@ -26,7 +26,10 @@ def missing_packages(config: Config) -> Iterator[str]:
 
 def _missing(package: str, asked: str, install: str) -> Iterator[str]:
     if importlib.util.find_spec(package) is None:
-        yield f"{asked}, but the package {package} is not installed. Install it with `{install}`, or leave it out."
+        yield (
+            f"{asked}, but the package {package} is not installed. Install it with `{install}` (of a cluster, "
+            "on every node), or leave it out."
+        )
 
 
 def check_packages(experiment: Experiment) -> None:

@@ -24,6 +24,8 @@ ARROW_MAGIC = b"ARROW1"
 
 _BUFFER_BYTES = 2**20
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_OF_A_JOB = re.compile(r"/_ray_pkg_[0-9a-f]+/")
+"""The folder of a job's files, which Ray names by their content."""
 _DECOMPRESSION_FAILED = re.compile("compressed stream|inflate|ZSTD|[Dd]ecompress")
 
 
@@ -68,7 +70,7 @@ def check_unchanged(file: InputFile) -> None:
     filesystem, path = filesystem_of(file.path)
     with answered(file.path):
         info = filesystem.get_file_info(path)
-    modified_ns = change_ns(info, file.path)
+    modified_ns = change_ns(info.mtime_ns, file.path)
     if info.type != pafs.FileType.File or info.size != file.bytes or modified_ns != file.modified_ns:
         raise DataError(
             f"{shown(file.name)} has changed since the run began. Leave the input as it is while a run goes on, and "
@@ -76,12 +78,15 @@ def check_unchanged(file: InputFile) -> None:
         )
 
 
-def change_ns(info: Any, path: str) -> int:
-    """Return when a file was last changed, to be compared with what is said of it at another time.
+def change_ns(told_ns: int | None, path: str) -> int:
+    """Return when a file was last changed, to be compared with what is said of it at another time and elsewhere.
 
-    Many stores tell milliseconds when they list a folder, and whole seconds when they are asked for one file.
+    Many stores tell milliseconds when they list a folder, and whole seconds when they are asked for one file. What a
+    job brings along cannot change, and every node of the cluster unpacks it at a time of its own.
     """
-    told_ns = int(info.mtime_ns or 0)
+    if _OF_A_JOB.search(path):
+        return 0
+    told_ns = int(told_ns or 0)
     return told_ns - told_ns % 10**9 if is_remote(path) else told_ns
 
 

@@ -143,7 +143,9 @@ def _local(entry: InputPath, key: str) -> Iterator[InputFile]:
                 raise ConfigError(f"{key}: {str(file)!r} is {_kind(file)}, expected a file.")
             status = file.stat()
             name = file.relative_to(root).as_posix()
-            yield InputFile(str(file), name, 0, "jsonl", status.st_size, status.st_mtime_ns, entry.source)
+            yield InputFile(
+                str(file), name, 0, "jsonl", status.st_size, change_ns(status.st_mtime_ns, str(file)), entry.source
+            )
     except (OSError, RuntimeError, ValueError) as error:  # no such home, a link loop, a NUL in the path
         raise ConfigError(f"{key}: {entry.path!r} cannot be read: {error}.") from error
 
@@ -221,7 +223,7 @@ def _remote(entry: InputPath, key: str) -> Iterator[InputFile]:
         if file is not info:
             parts = urlsplit(address)
             uri = urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{quote(name)}"))
-        yield InputFile(uri, name, 0, "jsonl", file.size or 0, change_ns(file, uri), entry.source)
+        yield InputFile(uri, name, 0, "jsonl", file.size or 0, change_ns(file.mtime_ns, uri), entry.source)
 
 
 def _first_missing(filesystem: pafs.FileSystem, path: str) -> str:

@@ -25,7 +25,7 @@ from s2l_ray.imported import find_losses
 from s2l_ray.input_files import InputFile
 from s2l_ray.judging.metrics import judges_of
 from s2l_ray.needs import CLUSTERED
-from s2l_ray.pretrained import is_pretrained
+from s2l_ray.pretrained import is_pretrained, located
 from s2l_ray.stage_settings import (
     EvaluateSettings,
     ImportSettings,
@@ -84,7 +84,7 @@ def arm_nodes(
     nodes["target"] = Node(
         artifact="target",
         stage="finetune_target",
-        config=TargetSettings(config.target, config.tokens.max_tokens),
+        config=TargetSettings(located(config.target), config.tokens.max_tokens),
         settings={**settings_of(config.target, without=("seed",)), "max_tokens": config.tokens.max_tokens},
         inputs={
             "subset": nodes["subset"],
@@ -98,7 +98,11 @@ def arm_nodes(
     nodes["scores"] = Node(
         artifact="scores",
         stage="evaluate_target",
-        config=EvaluateSettings(config.evaluate, config.target.precision, allow_code_execution),
+        config=EvaluateSettings(
+            config.evaluate.model_copy(update={"encoder": located(encoder)}) if encoder else config.evaluate,
+            config.target.precision,
+            allow_code_execution,
+        ),
         settings={
             **settings_of(config.evaluate, without=("path", "columns", "held_out", "encoder", "prompt", "engine")),
             "precision": config.target.precision,
@@ -152,7 +156,7 @@ def _proxy_nodes(config: Config, made: Mapping[str, Node]) -> dict[str, Node]:
     proxy = Node(
         artifact="proxy",
         stage="train_proxy",
-        config=ProxySettings(config.proxy, config.tokens.max_tokens),
+        config=ProxySettings(located(config.proxy), config.tokens.max_tokens),
         settings={**settings_of(config.proxy, without=("seed",)), "max_tokens": config.tokens.max_tokens},
         inputs={"tokens": tokens, "tokenizer": tokenizer},
         seed=config.proxy.seed or 0,
@@ -258,7 +262,7 @@ def _tokenizer_node(config: Config, key: ModelKey, model: ModelConfig, examples:
     return Node(
         artifact="tokenizer",
         stage="prepare_tokenizer",
-        config=TokenizerSettings(config.tokens, template, model if pretrained else None, key),
+        config=TokenizerSettings(config.tokens, template, located(model) if pretrained else None, key),
         settings={} if pretrained else trained,
         inputs={} if pretrained else {"examples": examples},
         outside=model_outside(model, key),

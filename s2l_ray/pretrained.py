@@ -34,6 +34,13 @@ def pinned(config: ModelType) -> ModelType:
     return config if folder is None else config.model_copy(update={"revision": folder.name})
 
 
+def located(config: ModelType) -> ModelType:
+    """Return the config with a local folder's whole path: workers do not start where the command does."""
+    if not isinstance(config.model, str) or not Path(config.model).expanduser().is_dir():
+        return config
+    return config.model_copy(update={"model": str(Path(config.model).expanduser().absolute())})
+
+
 def local_folder(config: NamedModel) -> Path | None:
     """Return the folder in which this machine has a pretrained model's config; None where it has it not."""
     if not isinstance(config.model, str):
@@ -81,6 +88,7 @@ def pretrained_folder(config: NamedModel, key: str) -> Path:
             config.model,
             revision=config.revision,
             allow_patterns=[*MODEL_FILES, *([MODEL_CODE] if config.trust_remote_code else [])],
+            ignore_patterns=["consolidated*"],  # the same weights again, in their makers' own layout
         )
     except GatedRepoError as error:
         raise ConfigError(

@@ -14,6 +14,9 @@ from s2l_ray.errors import ConfigError, JobFailed, StageFailed
 from s2l_ray.log import display, without_user_info
 from s2l_ray.stages.runtime import quieten
 
+LOCAL_STORAGES = ".s2l*/"
+"""What runs on this machine have left in the directory: no job needs it."""
+
 
 def submit(line: Sequence[str], runtime_env: Mapping[str, Any], *, wait: bool) -> dict[str, Any]:
     """Submit a command line; with `wait` follow it to its end.
@@ -42,7 +45,9 @@ def submit(line: Sequence[str], runtime_env: Mapping[str, Any], *, wait: bool) -
         )
     try:
         client = _connected()
-        job = _submitted(client, entry_point, {**runtime_env, "working_dir": str(Path.cwd())})
+        excludes = [*runtime_env.get("excludes", ()), LOCAL_STORAGES]
+        sent = {**runtime_env, "working_dir": str(Path.cwd()), "excludes": excludes}
+        job = _submitted(client, entry_point, sent)
         address = client.get_address()
         display.say(f"job {job} at {address}: {entry_point}")
         if wait:

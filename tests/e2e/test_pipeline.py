@@ -19,7 +19,6 @@ from s2l_ray.subsets.explain import explain_example
 from s2l_ray.subsets.export import export_folder
 from tests.conftest import FinishedRun, run_s2l
 
-
 POOL = 552
 """Rows that are not held out, of 600."""
 

@@ -710,6 +710,7 @@ def slurm(tmp_path):
 def test_slurm_starts_ray_on_all_nodes_and_the_run_with_the_users_arguments(slurm, tmp_path):
     done, record = slurm("workflows/quickstart.yaml", "--set", "resources.train_proxy={workers: 8, gpus: 1}")
     assert done.returncode == 0, done.stderr
+    assert "--cpus-per-task" in (CONFIGS / "slurm.sh").read_text().rpartition("srun --nodes")[2]
     words = record.read_text().splitlines()
     ray_part, run_part = words[: words.index("--")], words[words.index("--") + 1 :]
     address = ray_part[ray_part.index("--address") + 1]

@@ -13,7 +13,7 @@ import pytest
 from s2l_ray import input_files, inputs
 from s2l_ray.config import InputPath
 from s2l_ray.errors import ConfigError, DataError
-from s2l_ray.input_files import open_input
+from s2l_ray.input_files import check_unchanged, open_input
 from s2l_ray.inputs import find_inputs
 
 KEY = "examples.path"
@@ -419,3 +419,21 @@ def test_find_ten_thousand_small_files_lists_all(tmp_path):
 def test_shown_text_is_short_printable_and_encodable():
     assert input_files.shown("a\n\x1b[31m\ud800é") == "a\\n\\x1b[31m\\ud800é"
     assert len(input_files.shown("x" * 10_000)) < 100
+
+
+def test_file_that_changes_while_a_run_goes_on_is_refused_but_a_jobs_own_may_be_unpacked_again(tmp_path):
+    own = tmp_path / "_ray_pkg_0a1b2c" / "data"
+    own.mkdir(parents=True)
+    for folder, is_refused in ((tmp_path, True), (own, False)):
+        path = write(folder / "rows.jsonl")
+        (file,) = find_inputs(str(path), key=KEY)
+        check_unchanged(file)
+        os.utime(path, ns=(1, 1))  # another node of the cluster unpacks what a job brings at another time
+        if is_refused:
+            with pytest.raises(DataError, match="has changed since the run began"):
+                check_unchanged(file)
+        else:
+            check_unchanged(file)
+            path.write_bytes(ROW * 2)
+            with pytest.raises(DataError, match="has changed since the run began"):
+                check_unchanged(file)

@@ -28,6 +28,7 @@ from s2l_ray.plan import build_pipeline
 from s2l_ray.storage import Storage
 from s2l_ray.strict_yaml import parse_yaml
 from s2l_ray.sweep import load_sweep
+from tests.unit import tiny
 
 ROOT = Path(s2l_ray.__file__).parent.parent
 WORKFLOWS = sorted((ROOT / "workflows").rglob("*.yaml"))
@@ -663,3 +664,14 @@ def test_check_rows_that_an_earlier_run_rejected_count_against_this_ones_toleran
     summary = {"rows_in": 8, "rows_rejected": 2, "rows_per_source": {"a": 6}}
     with pytest.raises(DataError) if refused else nullcontext():
         check_of("examples", summary, examples={"path": "rows.jsonl", **examples})
+
+
+def test_folder_of_a_model_reaches_workers_as_a_whole_path_and_its_address_as_it_is_written(tmp_path, monkeypatch):
+    tiny.model().save_pretrained(tmp_path / "models" / "small")
+    monkeypatch.chdir(tmp_path)
+    models = "{model: models/small}"
+    pipeline = build_pipeline(tiny.parse(f"{tiny.SYNTHETIC}\nproxy: {models}\ntarget: {models}"))
+    for artifact in ("proxy", "target"):
+        (node,) = (node for node in pipeline.nodes if node.artifact == artifact)
+        assert node.config.model.model == str(tmp_path / "models" / "small")
+        assert node.settings["model"] == "models/small"
