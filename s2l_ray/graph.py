@@ -30,7 +30,7 @@ STAGES = {
     "select_subset": 1,
     "finetune_target": 5,
     "evaluate_target": 2,
-    "compare_arms": 2,
+    "compare_arms": 3,
     "diagnose_selection": 3,
     "write_report": 1,
     "run_sweep": 1,

@@ -219,8 +219,8 @@ def _warnings_of_arm(arm: ArmFacts) -> Iterator[str]:
 
 def _warnings_of_clustering(clustering: ClusterFacts) -> Iterator[str]:
     where, found = ", ".join(clustering.arms), clustering.diagnostics
-    total = clustering.rows + sum(clustering.set_aside.values())
-    share = clustering.set_aside.get(NOT_LEARNED, 0) / max(1, total)
+    not_learned = clustering.set_aside.get(NOT_LEARNED, 0)
+    share = not_learned / max(1, clustering.rows + not_learned)  # copies left out, as the guard does
     if share > SUSPICIOUS_SHARE:
         yield (
             f"{where}: the guard set {share:.0%} of the rows aside; the proxy was trained too little, or the data is "

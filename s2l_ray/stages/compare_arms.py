@@ -82,8 +82,9 @@ def _metrics(subset: Artifact, scores: Artifact, labels: pa.Table | None) -> Ite
         chosen = labels.filter(pc.is_in(labels.column("example_id"), ids))
         tail, taken = tail_groups(counts), _counts(chosen.column(group_by))
         yield "tail_share", Mean(sum(taken.get(group, 0) for group in tail) / rows, None, rows)
-        if labels.column("is_wrong").null_count < len(labels):
-            yield "wrong_share", Mean((pc.sum(chosen.column("is_wrong")).as_py() or 0) / rows, None, rows)
+        wrong = chosen.column("is_wrong").drop_null()
+        if len(wrong):  # of the rows of which it is known
+            yield "wrong_share", Mean(pc.mean(wrong).as_py(), None, len(wrong))
 
 
 def _counts(groups: pa.ChunkedArray) -> dict[str, int]:

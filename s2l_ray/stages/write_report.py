@@ -139,13 +139,12 @@ def _labels(examples: Artifact, tokens: Artifact) -> Mapping[str, Any]:
     table = table.join(lengths, "example_id", join_type="inner").combine_chunks()
     length_N = table.column("num_response_tokens").to_numpy()
     wrong = table.column("is_wrong")
-    named = pc.if_else(wrong, "wrong", "right") if wrong.null_count < len(wrong) else None
     return {
         "example_id": table.column("example_id"),
         "source": _or_none(table.column("source")),
         "skill": _or_none(table.column("skill")),
-        "labelled wrong": named,
-        "response tokens": pa.array(_length_classes(length_N)),
+        "labelled wrong": _or_none(pc.if_else(wrong, "wrong", "right")),
+        "response tokens": _length_classes(length_N),
     }
 
 
@@ -153,11 +152,12 @@ def _or_none(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
     return None if column.null_count == len(column) else pc.fill_null(column, "(none)")
 
 
-def _length_classes(length_N: NDArray[np.integer[Any]]) -> list[str]:
+def _length_classes(length_N: NDArray[np.integer[Any]]) -> pa.DictionaryArray:
     """Name for each length the power of two below it."""
-    low_N = 2 ** np.floor(np.log2(np.maximum(length_N, 1))).astype(np.int64)
-    names = {low: str(low) if low == 1 else f"{low} to {2 * low - 1}" for low in np.unique(low_N).tolist()}
-    return [names[low] for low in low_N.tolist()]
+    power_N = np.floor(np.log2(np.maximum(length_N, 1))).astype(np.int8)
+    powers, class_N = np.unique(power_N, return_inverse=True)
+    names = ["1" if power == 0 else f"{2**power} to {2 ** (power + 1) - 1}" for power in powers.tolist()]
+    return pa.DictionaryArray.from_arrays(pa.array(class_N.astype(np.int32)), names)
 
 
 def _composition(name: str, label: pa.ChunkedArray, is_taken: pa.ChunkedArray) -> Composition:

@@ -111,6 +111,7 @@ def test_run_without_a_fault_warns_of_nothing():
         ({"arms": [arm("random", "random"), arm(ledger=ledger(saves=False))]}, "saves no time"),
         ({"arms": [arm("random", "random"), NOISY]}, "amplifies noise"),
         ({"clusterings": [clustering(set_aside={"not learned": 30})]}, "set 23% of the rows aside"),
+        ({"clusterings": [clustering(set_aside={"not learned": 30, "duplicate": 900})]}, "set 23% of the rows aside"),
         ({"clusterings": [clustering(diagnostics=UNLIKE)]}, "no more alike"),
         ({"clusterings": [clustering(diagnostics=ALIEN)]}, "different rows hard"),
     ],
