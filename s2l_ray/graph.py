@@ -31,7 +31,7 @@ STAGES = {
     "finetune_target": 5,
     "evaluate_target": 2,
     "compare_arms": 3,
-    "diagnose_selection": 3,
+    "diagnose_selection": 4,
     "write_report": 1,
     "run_sweep": 1,
 }

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from s2l_ray import schemas
 from s2l_ray.artifacts import Artifact, FileRecord, StageResult
+from s2l_ray.clustering.partition import window_columns
 from s2l_ray.computation import memory_checked
 from s2l_ray.config import PoolResources, ResourcesConfig
 from s2l_ray.diagnostics import (
@@ -29,7 +30,7 @@ from s2l_ray.diagnostics import (
     silhouette,
     trajectory_health,
 )
-from s2l_ray.draws import Draws
+from s2l_ray.draws import Draws, occurrences
 from s2l_ray.gradients import example_gradients
 from s2l_ray.labels import coded
 from s2l_ray.losses import mean_losses, response_loss_module
@@ -127,26 +128,47 @@ class RunCheck:
             return self._target() if piece.piece == "target" else self._proxy(piece)
 
     def _clusterings(self) -> Receipt:
-        rows = clustered_rows(self.inputs, self.seed)
+        rows, cluster = clustered_rows(self.inputs, self.seed), self.config.cluster
         # In order of draw: the start of a clustering depends on the order of its rows, and files are no part of it.
         chosen = np.lexsort((rows.example_id_N, rows.draw_N))[:CLUSTERING_ROWS]
-        loss_MT, label_M = rows.losses(self.inputs.trajectories, chosen), rows.label_N[chosen]
-        value_M = silhouette(loss_MT, label_M)
-        cluster = self.config.cluster
-        n_clusters = min(cluster.n_clusters, len(chosen))
-        agreements, ceiling = prefix_agreement(loss_MT, n_clusters, cluster.max_iter, self.seed)
-        prefixes = pa.Table.from_pylist([asdict(a) for a in agreements], schema=schemas.PREFIXES)
-        records = [self.output.write_parquet("prefixes.parquet", [prefixes], schemas.PREFIXES)]
-        if value_M is not None:
-            columns = {"example_id": rows.example_id_N[chosen], "silhouette": value_M}
+        note: dict[str, Any] = {"rows": len(chosen), "silhouette": None, "prefixes": [], "ceiling": None}
+        if cluster.features != "loss":
+            return [], note
+        loss_MT = rows.losses(self.inputs.trajectories, chosen)
+        records = []
+        place_P, value_P = self._silhouettes(rows, chosen, loss_MT)
+        if len(value_P):
+            columns = {"example_id": rows.example_id_N[chosen[place_P]], "silhouette": value_P}
             table = pa.table(columns, schema=schemas.SILHOUETTES)
             records.append(self.output.write_parquet("silhouettes.parquet", [table], schemas.SILHOUETTES))
-        return records, {
-            "rows": len(chosen),
-            "silhouette": None if value_M is None else float(value_M.mean()),
-            "prefixes": [asdict(a) for a in agreements],
-            "ceiling": ceiling,
-        }
+            note |= {"silhouette": float(value_P.mean())}
+        # Clusters of a window, or within strata, are no ones that the first checkpoints of all rows could give.
+        if cluster.window == "all" and not np.ptp(rows.stratum_N[chosen]):
+            n_clusters = min(cluster.n_clusters, len(chosen))
+            agreements, ceiling = prefix_agreement(loss_MT, n_clusters, cluster.max_iter, self.seed)
+            prefixes = pa.Table.from_pylist([asdict(a) for a in agreements], schema=schemas.PREFIXES)
+            records.append(self.output.write_parquet("prefixes.parquet", [prefixes], schemas.PREFIXES))
+            note |= {"prefixes": [asdict(a) for a in agreements], "ceiling": ceiling}
+        return records, note
+
+    def _silhouettes(
+        self, rows: "ClusteredRows", chosen: NDArray[np.int64], loss_MT: NDArray[np.float32]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Return the silhouettes of the rows that have one, as rows were clustered: each stratum on its own.
+
+        Returns:
+            int64 [P], places among the chosen rows, ascending, and float64 [P].
+        """
+        feature_MT = loss_MT[:, window_columns(self.config.cluster.window, loss_MT.shape[1])]
+        label_M, stratum_M = rows.label_N[chosen], rows.stratum_N[chosen]
+        value_M = np.full(len(chosen), np.nan)
+        for stratum in np.unique(stratum_M):
+            of_stratum = np.flatnonzero(stratum_M == stratum)
+            found = silhouette(feature_MT[of_stratum], label_M[of_stratum])
+            if found is not None:
+                value_M[of_stratum] = found
+        place_P = np.flatnonzero(~np.isnan(value_M))
+        return place_P, value_M[place_P]
 
     def _proxy(self, piece: Piece) -> Receipt:
         assert self.inputs.proxy is not None
@@ -202,15 +224,17 @@ class RunCheck:
 
 @dataclass(frozen=True)
 class ClusteredRows:
-    """The rows that are in a cluster, in order of id.
+    """The rows that are in a cluster, in order of id, each content once: copies are alike whatever is measured.
 
     Attributes:
         example_id_N: int64 [N].
+        stratum_N: int32 [N], a number per stratum.
         label_N: int64 [N], a number per stratum and cluster.
         draw_N: uint64 [N], the hash that orders samples.
     """
 
     example_id_N: NDArray[np.int64]
+    stratum_N: NDArray[np.int32]
     label_N: NDArray[np.int64]
     draw_N: NDArray[np.uint64]
 
@@ -226,10 +250,12 @@ class ClusteredRows:
 def clustered_rows(inputs: Inputs, seed: int) -> ClusteredRows:
     """Read which row is in which cluster."""
     table = inputs.clusters.read_in_order("assignments-", ["example_id", "stratum", "cluster_id"])
-    example_id_N = table.column("example_id").to_numpy()
-    label_N = cluster_keys(coded(table.column("stratum"))[1], table.column("cluster_id").to_numpy())
     draws = Draws.of(inputs.examples.read_table("examples-", list(Draws.COLUMNS)), seed)
-    return ClusteredRows(example_id_N, label_N, draws.take(example_id_N).draw_N)
+    draws = draws.take(table.column("example_id").to_numpy())
+    first_N = np.flatnonzero(occurrences(draws.content_hash_N, draws.example_id_N) == 0)
+    stratum_N = coded(table.column("stratum"))[1]
+    label_N = cluster_keys(stratum_N, table.column("cluster_id").to_numpy())
+    return ClusteredRows(draws.example_id_N[first_N], stratum_N[first_N], label_N[first_N], draws.draw_N[first_N])
 
 
 def _correlation(table: pa.Table) -> dict[str, float | int | None]:
