@@ -193,27 +193,45 @@ def recommend_budget(scores: Mapping[Any, Scores], *, metric: str, full: Scores 
         return BudgetAdvice(
             None, best, None, f"{best} has the best {metric.replace('_', ' ')}, but one seed cannot tell budgets apart"
         )
+    if len({score for by_seed in scores.values() for score in by_seed.values()}) == 1:
+        said = f"every budget has the same {metric.replace('_', ' ')} with every seed, which tells nothing of budgets"
+        return BudgetAdvice(None, best, None, said)
     references = [("full data", full)] if full else []
     references.append((f"budget {best}", scores[best]))
     for label, reference in references:
+        unknown: list[Any] = []
         for budget, by_seed in scores.items():
             if label == f"budget {budget}":
-                smaller = (
-                    "no smaller budget was tried" if budget == next(iter(scores)) else "every smaller one is worse"
+                return BudgetAdvice(
+                    budget, best, None, f"the best of all, and {_smaller(list(scores), budget, unknown)}"
                 )
-                return BudgetAdvice(budget, best, None, f"the best of all, and {smaller}")
             if not set(by_seed) & set(reference):
-                continue  # trials that failed have left them nothing to be compared by
+                unknown.append(budget)  # trials that failed have left them nothing to be compared by
+                continue
             found = compare_paired(by_seed, reference, name=f"budget {budget}", baseline=label, metric=metric)
-            if found.verdict in ("not distinguishable", "better") and found.low is not None:
+            if found.verdict in ("not distinguishable", "better"):
                 return BudgetAdvice(budget, best, found, _hiding(found))
+            if found.verdict == "too few seeds":
+                unknown.append(budget)
     raise AssertionError("the best budget is not distinguishable from itself")
+
+
+def _smaller(budgets: Sequence[Any], budget: Any, unknown: Sequence[Any]) -> str:
+    """Say what is known of the budgets below one that no smaller one comes up to."""
+    if budget == budgets[0]:
+        return "no smaller budget was tried"
+    if unknown:
+        named = ", ".join(map(str, unknown))
+        return f"{named} could not be compared with it, for want of seeds in common that differ"
+    return "every smaller one is worse"
 
 
 def _hiding(found: Comparison) -> str:
     what = found.metric.replace("_", " ")
     if found.verdict == "better":
         return f"the smallest budget that is not worse than {found.baseline}; it is better ({what} {found.effect:+.3f})"
+    if found.low == found.high == 0:
+        return f"the smallest budget that scores what {found.baseline} does, with every one of {found.pairs} seeds"
     return (
         f"the smallest budget not distinguishable from {found.baseline} over {found.pairs} seeds; "
         f"a loss of up to {max(0.0, -(found.low or 0.0)):.3f} in {what} could hide behind that"

@@ -222,7 +222,7 @@ def lay_out(sparse: Sparse) -> Sweep:
     parameters = tuple(_parameters(config, sparse, origin))
     if any(parameter.range for parameter in parameters) and config.search == "grid":
         raise ConfigError(f"{origin}: a range has no grid. Write `search: random`, or list the values.")
-    _check_baseline(config, parameters, origin)
+    config = config.model_copy(update={"baseline": dict(_baseline(config, parameters, origin))})
     varied = [p for p in parameters if not p.is_seed]
     repeats = list(_grid([p for p in parameters if p.is_seed]))
     settings = ((setting, seeds) for setting in _settings(config, varied) for seeds in repeats)
@@ -266,6 +266,11 @@ def _parameters(config: SweepConfig, sparse: Sparse, origin: str) -> Iterator[Pa
             continue
         if isinstance(values, list):
             found = Parameter(name, paths, {_hashable(v): dict.fromkeys(paths, v) for v in values})
+            if len(found.choices) < len(values):
+                raise ConfigError(
+                    f"{origin}: `{name}`: found {values}, expected values that differ: 1 and 1.0 are one number. A "
+                    "budget of all rows is written 100%."
+                )
         elif set(values) <= set(ValueRange.model_fields):
             found = Parameter(name, paths, {}, validated(ValueRange, values, f"{origin}, {name}"))
         elif all(isinstance(changes, Mapping) for changes in values.values()):
@@ -293,14 +298,19 @@ def _hashable(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
-def _check_baseline(config: SweepConfig, parameters: Sequence[Parameter], origin: str) -> None:
+def _baseline(config: SweepConfig, parameters: Sequence[Parameter], origin: str) -> Iterator[tuple[str, Any]]:
+    """Yield the baseline's values as the parameters write them: 50.0 is the 50 that is tried."""
     known = {parameter.name: parameter for parameter in parameters if not parameter.is_seed}
     for name, value in config.baseline.items():
-        if name not in known or (known[name].range is None and value not in known[name].choices):
-            among = list(known[name].choices) if name in known else list(known)
-            raise ConfigError(
-                f"{origin}: `baseline`: found {name}: {value}, expected one of {', '.join(map(str, among))}."
-            )
+        parameter = known.get(name)
+        if parameter is not None and parameter.range is not None:
+            yield name, value
+            continue
+        choices = list(parameter.choices if parameter is not None else known)
+        if parameter is None or _hashable(value) not in choices:
+            among = ", ".join(map(str, choices))
+            raise ConfigError(f"{origin}: `baseline`: found {name}: {value}, expected one of {among}.")
+        yield name, choices[choices.index(_hashable(value))]
 
 
 def _grid(parameters: Sequence[Parameter]) -> Iterator[dict[str, Any]]:

@@ -171,3 +171,29 @@ def test_interval_of_mean_is_scipys():
     expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert interval_of_mean(values) == pytest.approx((0.3, expected.low, expected.high))
     assert interval_of_mean([0.1]) == (0.1, None, None)
+
+
+def test_no_budget_is_recommended_where_all_score_the_same_with_every_seed():
+    tried = {budget: by_seed([0.0, 0.0, 0.0]) for budget in (0.05, 0.1, 0.2)}
+    advice = recommend_budget(tried, metric="macro_exact_match", full=by_seed([0.0, 0.0, 0.0]))
+    assert (advice.recommended, advice.against) == (None, None)
+    assert "tells nothing" in advice.reason
+
+
+def test_budget_that_scores_what_full_data_does_hides_no_loss():
+    tried = {0.1: by_seed([0.10, 0.19]), 0.2: by_seed([0.5, 0.6])}
+    advice = recommend_budget(tried, metric="macro_exact_match", full=by_seed([0.5, 0.6]))
+    assert advice.recommended == 0.2
+    assert advice.reason == "the smallest budget that scores what full data does, with every one of 2 seeds"
+
+
+def test_smaller_budget_that_could_not_be_compared_is_not_called_worse():
+    advice = recommend_budget({0.05: {0: 0.5}, 0.1: by_seed([0.40, 0.41, 0.39])}, metric="macro_exact_match")
+    assert advice.recommended == 0.1
+    assert advice.reason == (
+        "the best of all, and 0.05 could not be compared with it, for want of seeds in common that differ"
+    )
+    advice = recommend_budget(
+        {0.05: by_seed([0.20, 0.22, 0.19]), 0.1: by_seed([0.40, 0.41, 0.39])}, metric="macro_exact_match"
+    )
+    assert advice.reason == "the best of all, and every smaller one is worse"

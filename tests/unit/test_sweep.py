@@ -118,6 +118,8 @@ def test_a_set_value_takes_its_parameter_out_of_the_sweep():
         ("{metric: bleu, parameters: {select.budget: [1]}}", ["macro_loss"]),
         ("{parameters: {select.budget: [1]}, baseline: {arm: random}}", ["baseline", "select.budget"]),
         ("{parameters: {select.budget: [1]}, baseline: {select.budget: 3}}", ["baseline", "1"]),
+        ("{parameters: {select.budget: [1, 1.0]}}", ["select.budget", "[1, 1.0]", "differ", "100%"]),
+        ("{parameters: {select.budget: [1]}, baseline: {proxy.model: {hidden_size: 8}}}", ["baseline", "hidden_size"]),
         ("{parameters: {arm: [1]}}", ["arms"]),
         ("{parameters: {corpus: {clean: 5}}}", ["names with overrides"]),
         ("{parameter: {}}", ["parameters"]),
@@ -142,3 +144,11 @@ def test_too_many_trials_are_refused():
     numbers = list(range(1, 102))
     text = f"sweep: {{parameters: {{select.budget: {numbers}, cluster.n_clusters: {numbers}}}}}"
     assert "10000 trials" in refusal(text)
+
+
+def test_baseline_is_found_however_its_value_is_written():
+    sweep = sweep_of("sweep: {parameters: {cluster.n_clusters: [50, 60]}, baseline: {cluster.n_clusters: 50.0}}")
+    assert repr(sweep.config.baseline) == "{'cluster.n_clusters': 50}"
+    small, large = ({"hidden_size": size, "num_hidden_layers": 1, "num_attention_heads": 2} for size in (8, 16))
+    sweep = sweep_of(f"sweep: {{parameters: {{proxy.model: [{small}, {large}]}}, baseline: {{proxy.model: {large}}}}}")
+    assert sweep.config.baseline["proxy.model"] == sweep.trials[1].setting["proxy.model"]
