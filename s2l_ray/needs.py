@@ -16,6 +16,12 @@ BY_SOURCE = ("official", "random_per_source")
 """The selectors that divide the budget by source."""
 
 
+MANY_SOURCES = 1000
+"""Sources above which it is asked whether they are any: each takes some hundredths of a second to cluster."""
+FEW_ROWS = 10
+"""Rows per source below which many sources are none."""
+
+
 @dataclass(frozen=True)
 class JudgeableRows:
     """Of the held-out rows a metric needs some that it can judge."""
@@ -81,6 +87,14 @@ class Needs:
             raise ConfigError(
                 f"`{asked}` divides the rows by source, but {rows_per_source['']} rows have none. Name the column "
                 "with `examples.columns: {source: ...}`, or choose another method."
+            )
+        rows, sources = sum(rows_per_source.values()), len(rows_per_source)
+        by_strata = select.method in CLUSTERED and cluster.stratify_by == "source"
+        if by_strata and sources > MANY_SOURCES and rows < FEW_ROWS * sources:
+            raise ConfigError(
+                f"`cluster.stratify_by: source` clusters each source on its own, and {rows} rows have {sources} of "
+                "them: they divide nothing. Name a column that groups the rows with `examples.columns: {source: ...}`, "
+                "or choose another method."
             )
 
     def _check_numbers(self, n_rows: int) -> None:

@@ -132,6 +132,17 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _guard_sees_a_loss_fall(self) -> "Config":
+        checkpoints = self.proxy.checkpoints
+        count = checkpoints if isinstance(checkpoints, int) else len(checkpoints)
+        if self.cluster.guard is not None and self.trajectories.path is None and count < 2:
+            raise ValueError(
+                "cluster.guard compares a row's last loss with its first, and proxy.checkpoints asks for one loss; "
+                "set it to 2 or more, or cluster.guard: null"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _chat_needs_a_tokenizer_that_has_one(self) -> "Config":
         models: tuple[tuple[ModelKey, ModelConfig], ...] = (("proxy", self.proxy), ("target", self.target))
         for key, section in models:

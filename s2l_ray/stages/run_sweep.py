@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from s2l_ray import schemas
-from s2l_ray.artifacts import Artifact
+from s2l_ray.artifacts import Artifact, find_artifact
 from s2l_ray.attempts import find_or_make
 from s2l_ray.config import ResourcesConfig
 from s2l_ray.digests import DigestCache
@@ -72,9 +72,10 @@ def run_sweep(
         trial.name: build_pipeline(trial.experiment, listing, allow_code_execution=allow_code_execution)
         for trial in sweep.trials
     }
-    states = _States(storage)
-    missing = [trial for trial in sweep.trials if states.finished(pipelines[trial.name]) is None]
-    todo = missing if run_missing else []
+    there = SweepResult(sweep, _outcomes(sweep, pipelines, storage))
+    todo = [outcome.trial for outcome in there.outcomes if not outcome.metrics] if run_missing else []
+    if sweep.config.search == "asha" and find_artifact(storage, "trials", _address(there, pipelines)[1]) is not None:
+        todo = []  # it has come to its end: what it stopped on the way stays so
     errors: dict[str, str] = {}
     if todo:
         storage.check_writable()
@@ -85,11 +86,10 @@ def run_sweep(
         errors = _run_tails(_Tails(sweep, pipelines, storage), todo)
         if is_ours:
             runtime.disconnect()
-    outcomes = tuple(_outcome(trial, pipelines[trial.name], _States(storage), errors) for trial in sweep.trials)
-    result = SweepResult(sweep, outcomes)
+    result = SweepResult(sweep, _outcomes(sweep, pipelines, storage, errors)) if todo else there
     if result.best is None:
-        first = next((outcome.error for outcome in outcomes if outcome.error), "they were not run")
-        raise StageFailed(f"none of {len(outcomes)} trials finished; the first: {first}")
+        first = next((outcome.error for outcome in result.outcomes if outcome.error), "they were not run")
+        raise StageFailed(f"none of {len(result.outcomes)} trials finished; the first: {first}")
     seconds = time.monotonic() - started
     trials = _commit(result, pipelines, storage, seconds)
     return Finished(result, trials, _commit_report(result, trials), len(todo), seconds)
@@ -123,9 +123,8 @@ class _Tails:
         """Return which trials a Tune trial runs: one, or for `asha` all seeds of a setting, one after the other."""
         if self.sweep.config.search != "asha":
             return [[trial.name] for trial in todo]
-        wanted = {trial.name for trial in todo}
-        groups = [[trial.name for trial in repeats] for repeats in self.sweep.settings().values()]
-        return [group for group in groups if wanted & set(group)]
+        # Also those that are there: they report at once, and others are measured against them.
+        return [[trial.name for trial in repeats] for repeats in self.sweep.settings().values()]
 
 
 def _run_tails(tails: _Tails, todo: Sequence[Trial]) -> dict[str, str]:
@@ -238,6 +237,13 @@ def _metrics(comparison: Artifact) -> dict[str, float]:
     return dict(zip(table.column("metric").to_pylist(), table.column("value").to_pylist(), strict=True))
 
 
+def _outcomes(
+    sweep: Sweep, pipelines: Mapping[str, Pipeline], storage: Storage, errors: Mapping[str, str] | None = None
+) -> tuple[Outcome, ...]:
+    states = _States(storage)
+    return tuple(_outcome(trial, pipelines[trial.name], states, errors or {}) for trial in sweep.trials)
+
+
 def _outcome(trial: Trial, pipeline: Pipeline, states: _States, errors: Mapping[str, str]) -> Outcome:
     made = states.finished(pipeline)
     if made is None:
@@ -248,7 +254,8 @@ def _outcome(trial: Trial, pipeline: Pipeline, states: _States, errors: Mapping[
     return Outcome(trial, _metrics(made[comparison.key]), digests, arm_seconds(scores, made))
 
 
-def _commit(result: SweepResult, pipelines: Mapping[str, Pipeline], storage: Storage, seconds: float) -> Artifact:
+def _address(result: SweepResult, pipelines: Mapping[str, Pipeline]) -> tuple[Node, str, dict[str, str]]:
+    """Return what the table of trials is made of: its node, its fingerprint, and the scores that it holds."""
     finished = [outcome for outcome in result.outcomes if outcome.metrics]
     inputs = {f"comparison/{o.trial.name}": pipelines[o.trial.name].comparison for o in finished}
     digests = {f"scores/{o.trial.name}": o.digests["scores"] for o in finished}
@@ -258,6 +265,11 @@ def _commit(result: SweepResult, pipelines: Mapping[str, Pipeline], storage: Sto
         "failed": [o.trial.name for o in result.outcomes if o.status == "failed"],
     }
     node = Node("trials", "run_sweep", None, settings, inputs)
+    return node, node.fingerprint(digests, None), digests
+
+
+def _commit(result: SweepResult, pipelines: Mapping[str, Pipeline], storage: Storage, seconds: float) -> Artifact:
+    node, fingerprint, digests = _address(result, pipelines)
 
     def make(output: StagedOutput) -> Artifact:
         table = result.table()
@@ -268,11 +280,11 @@ def _commit(result: SweepResult, pipelines: Mapping[str, Pipeline], storage: Sto
         best = result.best
         return output.commit(
             records,
-            config={"settings": settings, "seed": 0},
+            config={"settings": node.settings, "seed": 0},
             inputs=digests,
             summary={
                 "trials": len(result.outcomes),
-                "finished": len(finished),
+                "finished": len(digests),
                 "best": None if best is None else best.label,
                 "recommended_budget": {label: advice.recommended for label, advice in result.budgets().items()},
             },
@@ -283,7 +295,7 @@ def _commit(result: SweepResult, pipelines: Mapping[str, Pipeline], storage: Sto
             },
         )
 
-    return find_or_make(storage, "trials", node.fingerprint(digests, None), make)
+    return find_or_make(storage, "trials", fingerprint, make)
 
 
 def _commit_report(result: SweepResult, trials: Artifact) -> Artifact:

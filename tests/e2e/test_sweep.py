@@ -94,6 +94,9 @@ def test_sweep_with_asha_gives_every_setting_a_seed_and_the_best_all_of_them(tmp
         by_rate.setdefault(trial["target.learning_rate"], []).append(trial["status"])
     assert all(found[0] == "finished" for found in by_rate.values())
     assert any(found == ["finished", "finished"] for found in by_rate.values())
+    again = swept(config, "--set", "select.method=random")
+    assert again["ran"] == 0  # what was stopped stays so
+    assert [trial["status"] for trial in again["trials"]] == status
 
 
 @pytest.mark.slow

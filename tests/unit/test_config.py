@@ -235,6 +235,14 @@ def test_task_that_cannot_train_so_is_refused_with_what_to_change(stage, more, f
     assert f"found {found}; set {change}, or launcher: gang." in text
 
 
+@pytest.mark.parametrize("checkpoints", ["1", "[20]"])
+def test_guard_with_one_checkpoint_is_refused_and_trajectories_from_elsewhere_are_looked_at_later(checkpoints):
+    text = f"proxy: {{checkpoints: {checkpoints}}}\nselect: {{method: guarded}}"
+    assert "cluster.guard compares a row's last loss with its first" in refusal(f"{SYNTHETIC}\n{text}")
+    config_of(f"{text}\ntrajectories: {{path: losses.parquet}}")
+    config_of(text.replace("guarded", "paper"))
+
+
 def test_workers_of_deepspeed_that_share_a_gpu_are_refused():
     asked = "resources={finetune_target: {workers: 2, gpus: 0.5}}"
     assert "target.engine: torch" in refusal(SYNTHETIC, "target.engine=deepspeed", asked)

@@ -675,3 +675,11 @@ def test_folder_of_a_model_reaches_workers_as_a_whole_path_and_its_address_as_it
         (node,) = (node for node in pipeline.nodes if node.artifact == artifact)
         assert node.config.model.model == str(tmp_path / "models" / "small")
         assert node.settings["model"] == "models/small"
+
+
+def test_sources_that_name_single_rows_are_refused_where_each_would_be_clustered_on_its_own():
+    urls = {f"http://a/{number}": 1 for number in range(2000)}
+    check_of("examples", {**CLEAN, "rows_per_source": urls}, select={"method": "random_per_source"})
+    check_of("examples", {**CLEAN, "rows_per_source": dict.fromkeys(urls, 50)}, select={"method": "official"})
+    with pytest.raises(ConfigError, match=r"2000 rows have 2000 of them: they divide nothing"):
+        check_of("examples", {**CLEAN, "rows_per_source": urls}, select={"method": "official"})
