@@ -220,7 +220,9 @@ def _remote(entry: InputPath, key: str) -> Iterator[InputFile]:
         if of_hub and file is not info and not is_data:
             continue  # every data set of the hub has a card beside its data
         uri = address
-        if file is not info:
+        if file is not info and of_hub:
+            uri = f"{address.rstrip('/')}/{name}"  # no URI to fsspec, which takes every character for itself
+        elif file is not info:
             parts = urlsplit(address)
             uri = urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{quote(name)}"))
         yield InputFile(uri, name, 0, "jsonl", file.size or 0, change_ns(file.mtime_ns, uri), entry.source)

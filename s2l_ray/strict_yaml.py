@@ -88,10 +88,27 @@ def read_yaml(path: str | Path) -> Any:
 
 
 class _PlainDumper(yaml.SafeDumper):
-    """Writes a value that stands twice twice: the loader takes no aliases."""
+    """Writes a value that stands twice twice, as the loader takes no aliases, and quotes what a reader would change."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if _LINE_ENDS.search(text) else None)
+
+
+_LINE_ENDS = re.compile("[\x85\u2028\u2029]")
+"""YAML takes them for ends of lines, and folds them into spaces."""
+_PlainDumper.add_representer(str, _text)
+# What looks like a number or a word of YAML 1.1 to others, or like a number to us, is no plain text.
+_PlainDumper.yaml_implicit_resolvers = {
+    first: [
+        *yaml.SafeDumper.yaml_implicit_resolvers.get(first, []),
+        *_StrictLoader.yaml_implicit_resolvers.get(first, []),
+    ]
+    for first in {*yaml.SafeDumper.yaml_implicit_resolvers, *_StrictLoader.yaml_implicit_resolvers}
+}
 
 
 def dump_yaml(data: Any) -> str:

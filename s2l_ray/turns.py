@@ -72,8 +72,8 @@ def _of_set(row: Row, layout: Layout) -> tuple[Turn, ...]:
 def _preamble(row: Row, layout: Layout) -> list[Turn]:
     """Return what columns of their own say of the whole conversation."""
     turns = []
-    if (tools := _optional(row, layout, "tools")) not in (None, "", []):
-        turns.append(Turn("tools", _tools(layout.columns["tools"], tools)))
+    if tools := _tools(layout.columns.get("tools", ""), _optional(row, layout, "tools")):
+        turns.append(Turn("tools", tools))
     if _optional(row, layout, "system") not in (None, ""):
         turns.append(Turn("system", text_of(row, layout.columns["system"])))
     return turns
@@ -84,12 +84,17 @@ def _optional(row: Row, layout: Layout, our: str) -> Any:
 
 
 def _tools(column: str, value: object) -> str:
+    """Return a list of tools as JSON; nothing where there are none."""
+    if value in (None, ""):
+        return ""
     try:
         tools = json.loads(value) if isinstance(value, str) else value
     except ValueError as error:
         raise UnusableRowError(f"bad_tools: column `{shown(column)}` holds text that is no JSON: {error}") from error
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise bad_type(column, value, "a list of tools, or its JSON")
+    if not tools:
+        return ""
     return value if isinstance(value, str) else json.dumps(tools, ensure_ascii=False)
 
 
@@ -152,26 +157,32 @@ def _chat_turn(number: int, message: object) -> list[Turn]:
     if not isinstance(role, str) or role not in _ROLES:
         found = f"`{shown(role)}`" if isinstance(role, str) else kind_of(role)
         raise UnusableRowError(f"bad_role: turn {number} has the role {found}, expected one of {', '.join(_ROLES)}")
-    calls = message.get("tool_calls") if _ROLES[role] == "assistant" else None
+    calls = _calls(number, message.get("tool_calls")) if _ROLES[role] == "assistant" else None
     if calls and content in (None, ""):
-        return [_calls(number, calls)]
+        return [calls]
     if not isinstance(content, str):
         what = "a list of parts" if isinstance(content, list) else kind_of(content)
         raise UnusableRowError(f"bad_turn: the {text_key} of turn {number} is {what}, expected text")
     if _ROLES[role] == "tool_calls":
-        return [_calls(number, content)]
+        if (asked := _calls(number, content)) is None:
+            raise UnusableRowError(f"bad_turn: turn {number} calls no tool, expected {{name, arguments}}")
+        return [asked]
     if _ROLES[role] == "assistant" and (not content or content.isspace()):
         raise UnusableRowError(f"blank_output: turn {number} (assistant) has no text")
-    return [Turn(_ROLES[role], content), *([_calls(number, calls)] if calls else [])]
+    return [Turn(_ROLES[role], content), *([calls] if calls else [])]
 
 
-def _calls(number: int, calls: Any) -> Turn:
-    """Return calls of tools as one turn; each names its function, as OpenAI or as LLaMA-Factory writes it."""
+def _calls(number: int, calls: Any) -> Turn | None:
+    """Return calls of tools as one turn, if there are any; each names its function, as OpenAI or LLaMA-Factory do."""
+    if not calls:
+        return None
     try:
         found = json.loads(calls) if isinstance(calls, str) else calls
     except ValueError as error:
         raise UnusableRowError(f"bad_turn: the tool calls of turn {number} are no JSON: {error}") from error
     found = found if isinstance(found, list) else [found]
+    if not found:
+        return None
     for call in found:
         function = call.get("function", call) if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):

@@ -107,8 +107,7 @@ def _files(part: Part, folder: str) -> Iterator[DataFile]:
 
 def _config_again(base: Part) -> dict[str, Any]:
     """Return a config that makes a subset again."""
-    inputs = {name: next(iter(sources)) if len(sources) == 1 else None for name, sources in base.inputs.items()}
-    return config_again(base.artifact, base.lineage, inputs)
+    return config_again(base.artifact, base.lineage, base.files_read())
 
 
 def _input_file(artifact: Artifact, record: FileRecord) -> InputFile:

@@ -16,36 +16,43 @@ from s2l_ray.errors import ConfigError, DataError
 from s2l_ray.input_files import listed, shown
 from s2l_ray.turns import LEARNED
 
+_PLACE = ["example_id", "input_file", "input_row", "user_id"]
+_LARGEST = 2**63 - 1
+"""No row has this number, or a larger one."""
+
 
 def find_row(examples: Artifact, asked: str, held_out: Artifact | None = None) -> int:
     """Return the id of a row.
 
     Args:
         examples: that it is sought in.
-        asked: its `example_id`, or `file:line` with lines counted from 1.
+        asked: its `example_id`, `file:line` with lines counted from 1, or the id that the data give it.
         held_out: where it may be instead.
 
     Raises:
         ConfigError: it names no row.
         DataError: it is not among the examples; says what became of it where that is known.
     """
-    wanted: pc.Expression
-    if re.fullmatch(r"\d+", asked):
-        wanted = pc.field("example_id") == int(asked)
+    table = examples.read_table("examples-", _PLACE)
+    name, _, line = asked.rpartition(":")
+    is_place = bool(name and re.fullmatch(r"[1-9]\d*", line))
+    by_user = pc.field("user_id") == asked
+    if is_place:
+        wanted = (pc.field("input_file") == name) & (pc.field("input_row") == min(int(line) - 1, _LARGEST))
+    elif re.fullmatch(r"\d+", asked):
+        wanted = pc.field("example_id") == min(int(asked), _LARGEST)
+    elif table.column("user_id").null_count < len(table):
+        wanted = by_user
     else:
-        name, _, line = asked.rpartition(":")
-        if not name or not re.fullmatch(r"[1-9]\d*", line):
-            raise ConfigError(f"--example {asked!r}: expected an example_id, or file:line with lines counted from 1.")
-        wanted = (pc.field("input_file") == name) & (pc.field("input_row") == int(line) - 1)
-    columns = ["example_id", "input_file", "input_row"]
-    found = examples.read_table("examples-", columns).filter(wanted)
-    if found.num_rows:
-        return int(found.column("example_id")[0].as_py())
-    if ":" in asked:
+        raise ConfigError(f"--example {asked!r}: expected an example_id, or file:line with lines counted from 1.")
+    for way in (wanted, by_user):  # an id of theirs may look like one of ours
+        if (found := table.filter(way)).num_rows:
+            return int(found.column("example_id")[0].as_py())
+    if is_place:
         rejected = examples.read_table("rejected.parquet").filter(wanted).to_pylist()
         if rejected:
             raise DataError(f"{shown(asked)} was set aside as a bad row: {rejected[0]['reason']}")
-    if held_out is not None and held_out.read_table("examples-", columns).filter(wanted).num_rows:
+    if held_out is not None and held_out.read_table("examples-", _PLACE).filter(wanted | by_user).num_rows:
         raise DataError(f"{shown(asked)} is held out: models are judged on it, and it is never selected.")
     files = pc.unique(examples.read_table("examples-", ["input_file"]).column("input_file")).to_pylist()
     raise DataError(

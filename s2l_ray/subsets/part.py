@@ -75,6 +75,19 @@ class Part:
             found.setdefault(row["input_file"], set()).add(row["source"])
         return {name: frozenset(sources) for name, sources in found.items()}
 
+    def files_read(self) -> Mapping[str, str | None]:
+        """Return all input files, those included that no row was chosen from -> the source of all of its rows.
+
+        None where its rows have several, or none is told.
+        """
+        table = self.examples.read_table("examples-", ["input_file", "source"])
+        pairs = table.group_by(table.column_names).aggregate([]).to_pylist()
+        rejected = self.examples.read_table("rejected.parquet", ["input_file"]).column(0).unique().to_pylist()
+        found: dict[str, set[str | None]] = {name: set() for name in rejected}
+        for pair in pairs:
+            found.setdefault(pair["input_file"], set()).add(pair["source"])
+        return {name: next(iter(found[name])) if len(found[name]) == 1 else None for name in sorted(found)}
+
     def base(self) -> "Part":
         """Return the subset that an extension tops up; a subset itself.
 

@@ -97,6 +97,25 @@ def test_row_is_found_by_file_and_line(arms):
         assert json.loads(json.dumps(told)) == told
 
 
+def test_row_is_found_by_the_id_that_the_data_give_it(tmp_path):
+    names = ["12345678901234567890", "q/1", *(f"q{number}" for number in range(2, 40))]
+    rows = [{**row, "id": name} for row, name in zip(alpaca(40, source="a"), names, strict=True)]
+    storage = Storage.at(str(tmp_path / "storage"))
+    of = experiment(examples={"path": str(write_rows(tmp_path / "rows.jsonl", rows))}, storage=storage.uri)
+    make(storage, of)
+    found = arms_of(of, storage)
+    (arm,) = found.values()
+    held_out = arm.artifacts[arm.held_out.key].read_table("examples-").column("user_id").to_pylist()
+    for line, name in enumerate(names, start=1):
+        if name in held_out:
+            with pytest.raises(DataError, match="is held out"):
+                explain_example(found, name)
+        else:
+            assert explain_example(found, name) == explain_example(found, f"rows.jsonl:{line}")
+    with pytest.raises(DataError, match="no row q/2"):
+        explain_example(found, "q/2")
+
+
 def test_losses_are_those_of_the_trajectory(arms):
     table = arms["s2l"].need("trajectories").read_table("trajectories-").to_pylist()
     row = next(row for row in table if row["example_id"] == ids_of(arms)[0])
@@ -106,7 +125,14 @@ def test_losses_are_those_of_the_trajectory(arms):
 
 @pytest.mark.parametrize(
     ("asked", "words"),
-    [("rows.jsonl:62", "bad row: missing"), ("rows.jsonl:63", "no row"), ("99", "no row"), ("other.jsonl:1", "no row")],
+    [
+        ("rows.jsonl:62", "bad row: missing"),
+        ("rows.jsonl:63", "no row"),
+        ("99", "no row"),
+        ("12345678901234567890", "no row"),
+        ("rows.jsonl:12345678901234567890", "no row"),
+        ("other.jsonl:1", "no row"),
+    ],
 )
 def test_row_that_is_no_example_is_said_with_what_became_of_it(arms, asked, words):
     with pytest.raises(DataError, match=words):

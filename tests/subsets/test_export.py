@@ -432,6 +432,20 @@ def test_config_of_the_card_makes_the_same_subset(sections, storage, tmp_path, m
     assert subset_again(config_in(exported(subset, tmp_path)), storage) == subset
 
 
+def test_config_of_the_card_names_files_that_no_row_was_chosen_from(storage, tmp_path, monkeypatch):
+    for name, count in (("a", 40), ("b", 2), ("c", 40)):
+        write_rows(tmp_path / "rows" / f"{name}.jsonl", alpaca(count, source=name))
+    files = [{"path": f"rows/{name}.jsonl", "source": name} for name in "abc"]
+    monkeypatch.chdir(tmp_path)
+    subset = subset_of(storage, examples={"path": files}, select={"method": "random", "budget": 3})
+    folder = exported(subset, tmp_path)
+    assert "b" not in pq.read_table(folder / "selection.parquet").column("source").to_pylist()
+    data = config_in(folder)
+    assert [entry["path"] for entry in data["examples"]["path"]] == ["a.jsonl", "b.jsonl", "c.jsonl"]
+    monkeypatch.chdir(tmp_path / "rows")
+    assert subset_again(data, storage) == subset
+
+
 def test_config_of_the_card_leaves_room_for_trajectories_from_elsewhere(storage, tmp_path, monkeypatch):
     path = write_rows(tmp_path / "rows.jsonl", [{**row, "id": f"r{i}"} for i, row in enumerate(alpaca(60))])
     losses = [{"name": f"r{i}", "loss": [4.0, 3.5, 3.0, 2.0 + i / 100]} for i in range(60)]

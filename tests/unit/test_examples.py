@@ -108,6 +108,16 @@ GOOD_CHAT = chat(("user", "hi"), ("assistant", "hello"))
             },
             [("user", "u"), ("assistant", "a"), ("system", "s")],
         ),
+        (
+            {
+                "tools": "[]",
+                "messages": [
+                    {"role": "user", "content": "u"},
+                    {"role": "assistant", "content": "a", "tool_calls": "[]"},
+                ],
+            },
+            [("user", "u"), ("assistant", "a")],
+        ),
         ({"text": " all of it\n"}, [("text", " all of it\n")]),
         (
             {"instruction": "i", "output": "o", "system": "s", "history": [["a", "b"]]},
@@ -264,6 +274,7 @@ def test_unusable_row_is_rejected_with_code_and_column(reject, row, code, names)
         (GOOD_CHAT | {"tools": "add"}, "bad_tools", "`tools` holds text that is no JSON"),
         (GOOD_CHAT | {"tools": {"name": "add"}}, "wrong_type", "`tools` holds an object"),
         (chat(("user", "a"), ("function_call", "add(1)")), "bad_turn", "the tool calls of turn 2 are no JSON"),
+        (chat(("user", "a"), ("function_call", "[]")), "bad_turn", "turn 2 calls no tool"),
         (chat(("user", "a"), ("function_call", "[{}]")), "bad_turn", "a tool call of turn 2 names no function"),
         (
             {"messages": [{"role": "user", "content": None, "tool_calls": [{"name": "x"}]}]},

@@ -1,9 +1,11 @@
 """The YAML reader: what a scalar means, and what is refused."""
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from s2l_ray.errors import ConfigError
-from s2l_ray.strict_yaml import parse_yaml
+from s2l_ray.strict_yaml import dump_yaml, parse_yaml
 
 
 @pytest.mark.parametrize(
@@ -79,3 +81,12 @@ def test_yaml_aliases_that_explode_are_refused_at_the_first():
     lines = ["a0: &a0 [x, x]"] + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 30)]
     with pytest.raises(ConfigError):
         parse_yaml("\n".join(lines), origin="bomb")
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.from_regex(r"[-+0-9.eE_:xo ]{0,8}")
+
+
+@given(st.dictionaries(texts, texts | st.integers() | st.floats(allow_nan=False) | st.booleans() | st.none()))
+@example({"source": "08", "path": "1e3", "no": "yes", "010": "1:30", "2024-01-01": "a\x85b\u2028c"})
+def test_what_is_written_is_read_back(data):
+    assert parse_yaml(dump_yaml(data), origin="x") == data
