@@ -23,7 +23,7 @@ STAGES = {
     "tokenize_examples": 2,
     "train_proxy": 3,
     "score_examples": 2,
-    "import_trajectories": 1,
+    "import_trajectories": 2,
     "embed_examples": 1,
     "cluster_trajectories": 4,
     "assign_trajectories": 4,

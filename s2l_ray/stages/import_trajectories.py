@@ -98,19 +98,24 @@ def _places(inputs: Inputs, losses: ImportedLosses, example_ids: pa.ChunkedArray
 
 
 def _rows(inputs: Inputs, losses: ImportedLosses, example_ids: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return the examples' row numbers, once it is certain that they count what the losses count."""
+    """Return which row of the file each example is, once it is certain that the losses count the same rows.
+
+    An `example_id` holds the line; lines without a row (a header, blank ones) are none to a program that reads rows.
+    """
     parts = [part for part in (inputs.examples, inputs.held_out) if part is not None]
     all_ids = pa.concat_tables([part.read_table("examples-", ["example_id"]) for part in parts]).column(0)
-    index_N, row_N = locations(all_ids.to_numpy())
-    rows_in, last = inputs.examples.summary["rows_in"], int(row_N.max())
-    if index_N.any() or len(losses.keys) != rows_in or last >= rows_in:
+    index_N, line_N = locations(all_ids.to_numpy())
+    rejected = inputs.examples.read_table("rejected.parquet", ["input_row"]).column(0).to_numpy()
+    line_R = np.unique(np.concatenate([line_N, rejected]))
+    rows_in = inputs.examples.summary["rows_in"]
+    if index_N.any() or not len(line_R) == rows_in == len(losses.keys):
         files = len(np.unique(index_N))
         raise DataError(
             f"{KEY} has {len(losses.keys)} losses per checkpoint, in the order of one training file; the examples are "
-            f"{rows_in} rows of {files} file{'s' if files > 1 else ''}, the last of them row {last + 1}. Expected the "
-            "very file that the proxy was trained on, without blank lines."
+            f"{rows_in} rows of {files} file{'s' if files > 1 else ''}, of which {len(line_R)} are known. Expected the "
+            "very file that the proxy was trained on."
         )
-    return pa.chunked_array([pa.array(locations(example_ids.to_numpy())[1])])
+    return pa.chunked_array([pa.array(np.searchsorted(line_R, locations(example_ids.to_numpy())[1]))])
 
 
 def _refuse_nonfinite(

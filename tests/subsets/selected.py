@@ -121,7 +121,8 @@ def _examples(inputs: Mapping[str, Artifact], node: Node, output: StagedOutput) 
     records = [output.write_parquet("examples-00000.parquet", [examples_table(kept)], schemas.EXAMPLES)]
     records.append(output.write_parquet("rejected.parquet", [bad], schemas.REJECTED))
     told = [layout.as_json() for layout in distinct(layouts)]
-    return StageResult(records, {"rows_kept": len(kept), "rows_rejected": len(rejected), "layouts": told})
+    summary = {"rows_in": len(items), "rows_kept": len(kept), "rows_rejected": len(rejected), "layouts": told}
+    return StageResult(records, summary)
 
 
 def _tokens(inputs: Mapping[str, Artifact], node: Node, output: StagedOutput) -> StageResult:

@@ -60,12 +60,13 @@ def read(server: Hub, uri: str, layout: str = "auto", **environment: str) -> tup
 
 def test_data_files_of_a_data_set_are_found_at_the_commit_of_its_revision(server: Hub) -> None:
     first = server.branches["main"]
-    second = server.commit({**FILES, "data/c.jsonl": ROW})
+    second = server.commit({**FILES, "data/c.jsonl": ROW, "data/lang=en/a b+c.jsonl": ROW})
     root = f"hf://datasets/{DATASET}"
     assert read(server, root)[1].splitlines() == [
         f"data/a.jsonl {root}@{second}/data/a.jsonl 3",
         f"data/b.jsonl {root}@{second}/data/b.jsonl 1",
         f"data/c.jsonl {root}@{second}/data/c.jsonl 1",
+        f"data/lang=en/a b+c.jsonl {root}@{second}/data/lang=en/a b+c.jsonl 1",
     ]
     assert read(server, f"{root}@{first}/data/b.jsonl") == (0, f"b.jsonl {root}@{first}/data/b.jsonl 1")
 
