@@ -139,12 +139,17 @@ def _named_well(file: InputFile) -> str:
 def grouped(files: Sequence[DataFile]) -> tuple[Group, ...]:
     """Return the files in groups that can each be read as one table, in order of their first files."""
     groups: list[list[DataFile]] = []
+    alike: dict[Any, list[tuple[list[DataFile], dict[str, frozenset[str]]]]] = {}
     for file in files:
-        fitting = next((group for group in groups if all(_go_together(file, other) for other in group)), None)
+        candidates = alike.setdefault((file.builder, file.delimiter, frozenset(file.kinds)), [])
+        fitting = next((candidate for candidate in candidates if _goes_with(file, candidate[1])), None)
         if fitting is None:
-            groups.append([file])
-        else:
-            fitting.append(file)
+            fitting = ([], {})
+            candidates.append(fitting)
+            groups.append(fitting[0])
+        members, kinds = fitting
+        members.append(file)
+        kinds.update((column, found) for column, found in file.kinds.items() if found)
     if len(groups) == 1:
         return (Group("default", tuple(files)),)
     names = [_source_name(group) for group in groups]
@@ -153,10 +158,9 @@ def grouped(files: Sequence[DataFile]) -> tuple[Group, ...]:
     return tuple(Group(str(name), tuple(group)) for name, group in zip(names, groups, strict=True))
 
 
-def _go_together(one: DataFile, other: DataFile) -> bool:
-    if (one.builder, one.delimiter, set(one.kinds)) != (other.builder, other.delimiter, set(other.kinds)):
-        return False
-    return all(not kinds or not other.kinds[name] or kinds == other.kinds[name] for name, kinds in one.kinds.items())
+def _goes_with(file: DataFile, kinds: Mapping[str, frozenset[str]]) -> bool:
+    """Return whether a file has the kinds of others in every column in which both have any."""
+    return all(not found or found == kinds.get(column, found) for column, found in file.kinds.items())
 
 
 def _source_name(files: Sequence[DataFile]) -> str | None:

@@ -4,6 +4,7 @@ Source: the README of its folder `data`, for the keys; where `columns` or `tags`
 absent there, so everything that the rows have is named.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
@@ -78,16 +79,16 @@ def _unused(name: str, entries: Mapping[str, Any]) -> str:
 
 def _places(files: Sequence[DataFile], all_files: Iterable[DataFile]) -> list[str]:
     """Return the folders that hold these files and no other, and the files of other folders one by one."""
-    elsewhere = [file.path for file in all_files if file not in files]
-    readable = [file.path for file in files if file.path.lower().endswith(_READABLE) and file.delimiter in (None, ",")]
-    places: dict[str, None] = {}
-    for path in readable:
-        folder = str(PurePosixPath(path).parent)
-        siblings = [file.path for file in files if file.path.startswith(f"{folder}/")]
-        is_flat = all("/" not in sibling.removeprefix(f"{folder}/") for sibling in siblings)
-        is_alone = is_flat and set(siblings) <= set(readable) and not any(p.startswith(f"{folder}/") for p in elsewhere)
-        places[folder if is_alone and len(siblings) > 1 else path] = None
-    return list(places)
+    readable = {
+        file.path: str(PurePosixPath(file.path).parent)
+        for file in files
+        if file.path.lower().endswith(_READABLE) and file.delimiter in (None, ",")
+    }
+    # Files straight in a folder that can be read, and all that it holds, however deep.
+    flat = Counter(readable.values())
+    held = Counter(str(folder) for file in all_files for folder in PurePosixPath(file.path).parents)
+    places = (folder if 1 < flat[folder] == held[folder] else path for path, folder in readable.items())
+    return list(dict.fromkeys(places))
 
 
 def _fits(group: Group, layout: Layout) -> bool:
