@@ -217,7 +217,8 @@ def _add_subset_commands(command: Callable[..., ArgumentParser], experiment: Cal
     of.add_argument(
         "--example",
         metavar="ID",
-        help="a row: its example_id, file:line, or its id in the data; one that came later with its extension's folder as CONFIG",
+        help="a row: its example_id, file:line, or its id in the data; one that came later with its extension's folder "
+        "as CONFIG",
     )
     of.add_argument("--cluster", metavar="ID", type=int, help="a cluster: its number")
     explain.add_argument("--stratum", metavar="NAME", help="of the cluster, where each stratum has its own")
