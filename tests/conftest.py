@@ -58,6 +58,9 @@ TINY: dict[str, Any] = {
 }
 """The smallest config that runs through every stage."""
 
+HELD_OUT = 0.1
+"""Share of its rows that a finished run holds out."""
+
 S2L = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -189,7 +192,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
             config = write_config(
                 folder,
                 examples=FinishedRun(folder).examples,
-                evaluate={"held_out": 0.1, "metrics": metrics, "encoder": {"model": str(encoder)}},
+                evaluate={"held_out": HELD_OUT, "metrics": metrics, "encoder": {"model": str(encoder)}},
             )
             done = run_s2l("run", str(config), "--json", RAY_ADDRESS="")
             assert done.returncode == 0, done.stderr

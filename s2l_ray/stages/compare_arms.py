@@ -4,6 +4,7 @@ Scores carry a 95 % interval over held-out rows: how sure this model's score is,
 several seeds).
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -42,7 +43,7 @@ def compare_arms(
     """Put the arms side by side."""
     rows = []
     for arm, (examples, subset, scores) in inputs.arms.items():
-        for metric, mean in _metrics(subset, scores, _labels(examples)):
+        for metric, mean in _metrics(subset, scores, examples):
             low, high = mean.interval
             rows.append({"arm": arm, "metric": metric, "value": mean.value, "low": low, "high": high})
     table = pa.Table.from_pylist(rows, schema=schemas.ARMS)
@@ -54,17 +55,26 @@ def compare_arms(
 
 
 @lru_cache(maxsize=1)
-def _labels(examples: Artifact) -> pa.Table | None:
-    """Return `example_id`, `source`, `skill` and `is_wrong` of all rows; None where nothing is known of them."""
-    table = examples.read_table("examples-", ["example_id", "source", "skill", "is_wrong"])
-    return None if all(table.column(name).null_count == len(table) for name in ("skill", "is_wrong")) else table
+def _counts(examples: Artifact) -> Mapping[str, Mapping[str, int]]:
+    """Return the pool's rows per `source` and per `skill`; nothing where neither skill nor truth is known of any.
+
+    A file is in memory at a time.
+    """
+    counts: dict[str, Counter[str]] = {"source": Counter(), "skill": Counter()}
+    is_labelled = False
+    for record in examples.files("examples-"):
+        table = examples.read_rows(record, columns=["source", "skill", "is_wrong"])
+        is_labelled |= any(table.column(name).null_count < len(table) for name in ("skill", "is_wrong"))
+        for name, counter in counts.items():
+            counter.update(_per_group(table.column(name)))
+    return counts if is_labelled else {}
 
 
-def _metrics(subset: Artifact, scores: Artifact, labels: pa.Table | None) -> Iterator[tuple[str, Mean]]:
+def _metrics(subset: Artifact, scores: Artifact, examples: Artifact) -> Iterator[tuple[str, Mean]]:
     table = scores.read_table("scores.parquet").to_pylist()
     group_by = "skill" if any(row["group_by"] == "skill" for row in table) else "source"
     is_grouped = any(row["group_by"] == group_by for row in table)
-    counts = {} if labels is None else _counts(labels.column(group_by))
+    counts = _counts(examples).get(group_by, {})
     for metric in dict.fromkeys(row["metric"] for row in table):
         of_metric = [row for row in table if row["metric"] == metric]
         groups = {row["group"]: _mean(row) for row in of_metric if row["group_by"] == group_by}
@@ -77,17 +87,17 @@ def _metrics(subset: Artifact, scores: Artifact, labels: pa.Table | None) -> Ite
     rows = subset.summary["rows"]
     yield "rows", Mean(rows, None, rows)
     yield "response_tokens", Mean(subset.summary["target_response_tokens"], None, rows)
-    if labels is not None:
-        ids = subset.read_table("subset.parquet", ["example_id"]).column(0).combine_chunks()
-        chosen = labels.filter(pc.is_in(labels.column("example_id"), ids))
-        tail, taken = tail_groups(counts), _counts(chosen.column(group_by))
+    if counts:
+        ids = subset.read_table("subset.parquet", ["example_id"]).column(0).to_numpy()
+        chosen = examples.read_examples("examples-", ids, ["example_id", group_by, "is_wrong"])
+        tail, taken = tail_groups(counts), _per_group(chosen.column(group_by))
         yield "tail_share", Mean(sum(taken.get(group, 0) for group in tail) / rows, None, rows)
         wrong = chosen.column("is_wrong").drop_null()
         if len(wrong):  # of the rows of which it is known
             yield "wrong_share", Mean(pc.mean(wrong).as_py(), None, len(wrong))
 
 
-def _counts(groups: pa.ChunkedArray) -> dict[str, int]:
+def _per_group(groups: pa.ChunkedArray) -> dict[str, int]:
     return {row["values"] or "": row["counts"] for row in pc.value_counts(groups).to_pylist()}
 
 

@@ -3,9 +3,9 @@
 What an arm cost is measured, so two reports of the same run differ where it ran twice.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,9 @@ MOST_GROUPS = 20
 """Groups that a composition names; the rest is `other`."""
 LONGEST_TEXT = 4_000
 """Characters of a row's text."""
+IntArray = NDArray[np.int64]
+Label = tuple[str, Callable[[pa.ChunkedArray], Any]]
+"""A column, and what makes labels of it."""
 
 
 @dataclass(frozen=True)
@@ -113,55 +116,76 @@ def _arm(
     )
 
 
+class _Tally:
+    """Rows by label, of the pool and of those that were taken, counted file by file: a pool has millions of rows."""
+
+    def __init__(self, subset: Artifact) -> None:
+        self._taken = np.sort(_taken(subset).to_numpy())
+        self._counts: dict[str, tuple[Counter[str | None], Counter[str | None]]] = {}
+
+    def count(
+        self, artifact: Artifact, prefix: str, columns: Mapping[str, Label], among: IntArray | None = None
+    ) -> None:
+        """Count the rows of an artifact.
+
+        Args:
+            columns: what a label is called -> its column, and what makes the label of it.
+            among: int64, ascending: the ids that count; all unless given.
+        """
+        for record in artifact.files(prefix):
+            table = artifact.read_rows(record, columns=["example_id", *{column for column, _ in columns.values()}])
+            id_N = table.column("example_id").to_numpy()
+            counts_N = np.ones(len(id_N), np.bool_) if among is None else _is_among(id_N, among)
+            both = (counts_N, counts_N & _is_among(id_N, self._taken))
+            for name, (column, labelled) in columns.items():
+                label = labelled(table.column(column))
+                for counter, mask in zip(self._counts.setdefault(name, (Counter(), Counter())), both, strict=True):
+                    found = pc.value_counts(label.filter(pa.array(mask))).to_pylist()
+                    counter.update({row["values"]: row["counts"] for row in found})
+
+    def compositions(self) -> list[Composition]:
+        """Return what was counted, but for labels that no row has."""
+        return [_composition(name, *counts) for name, counts in self._counts.items() if counts[0].keys() - {None}]
+
+
 def _compositions(made: Mapping[str, Artifact]) -> list[Composition]:
-    taken = _taken(made["subset"])
-    labels = _labels(made["examples"], made["target_tokens"])
-    found = []
-    for name in ("source", "skill", "labelled wrong", "response tokens"):
-        if labels[name] is not None:
-            found.append(_composition(name, labels[name], pc.is_in(labels["example_id"], value_set=taken)))
+    tally, tokens = _Tally(made["subset"]), made["target_tokens"]
+    pool = np.sort(tokens.read_table("tokens-", ["example_id"]).column(0).to_numpy())
+    labels = {
+        "source": ("source", _as_it_is),
+        "skill": ("skill", _as_it_is),
+        "labelled wrong": ("is_wrong", lambda wrong: pc.if_else(wrong, "wrong", "right")),
+    }
+    tally.count(made["examples"], "examples-", labels, among=pool)
+    tally.count(tokens, "tokens-", {"response tokens": ("num_response_tokens", _length_classes)})
     if "diagnostics" in made:
-        health = made["diagnostics"].read_table("health-", ["example_id", "health"])
-        is_taken = pc.is_in(health.column("example_id"), value_set=taken)
-        found.append(_composition("how the proxy learned it", health.column("health"), is_taken))
-    return found
+        tally.count(made["diagnostics"], "health-", {"how the proxy learned it": ("health", _as_it_is)})
+    return tally.compositions()
+
+
+def _as_it_is(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return column
 
 
 def _taken(subset: Artifact) -> pa.Array:
     return subset.read_table("subset.parquet", ["example_id"]).column(0).combine_chunks()
 
 
-@lru_cache(maxsize=2)
-def _labels(examples: Artifact, tokens: Artifact) -> Mapping[str, Any]:
-    """Return the ids of the pool, and what its rows are grouped by; None for what they have none of."""
-    table = examples.read_table("examples-", ["example_id", "source", "skill", "is_wrong"])
-    lengths = tokens.read_table("tokens-", ["example_id", "num_response_tokens"])
-    table = table.join(lengths, "example_id", join_type="inner").combine_chunks()
-    length_N = table.column("num_response_tokens").to_numpy()
-    wrong = table.column("is_wrong")
-    return {
-        "example_id": table.column("example_id"),
-        "source": _or_none(table.column("source")),
-        "skill": _or_none(table.column("skill")),
-        "labelled wrong": _or_none(pc.if_else(wrong, "wrong", "right")),
-        "response tokens": _length_classes(length_N),
-    }
+def _is_among(id_N: IntArray, sorted_ids: IntArray) -> NDArray[np.bool_]:
+    place_N = np.minimum(np.searchsorted(sorted_ids, id_N), max(0, len(sorted_ids) - 1))
+    return sorted_ids[place_N] == id_N if len(sorted_ids) else np.zeros(len(id_N), np.bool_)
 
 
-def _or_none(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
-    return None if column.null_count == len(column) else pc.fill_null(column, "(none)")
-
-
-def _length_classes(length_N: NDArray[np.integer[Any]]) -> pa.DictionaryArray:
+def _length_classes(lengths: pa.ChunkedArray) -> pa.DictionaryArray:
     """Name for each length the power of two below it."""
-    power_N = np.floor(np.log2(np.maximum(length_N, 1))).astype(np.int8)
+    power_N = np.floor(np.log2(np.maximum(lengths.to_numpy(), 1))).astype(np.int8)
     powers, class_N = np.unique(power_N, return_inverse=True)
     names = ["1" if power == 0 else f"{2**power} to {2 ** (power + 1) - 1}" for power in powers.tolist()]
     return pa.DictionaryArray.from_arrays(pa.array(class_N.astype(np.int32)), names)
 
 
-def _composition(name: str, label: pa.ChunkedArray, is_taken: pa.ChunkedArray) -> Composition:
-    pool, taken = _shares(label), _shares(label.filter(is_taken))
+def _composition(name: str, pool_counts: Counter[str | None], taken_counts: Counter[str | None]) -> Composition:
+    pool, taken = _shares(pool_counts), _shares(taken_counts)
     order = sorted(
         pool, key=lambda group: (int(group.split()[0]) if name == "response tokens" else -pool[group], group)
     )
@@ -172,10 +196,9 @@ def _composition(name: str, label: pa.ChunkedArray, is_taken: pa.ChunkedArray) -
     return Composition(name, groups)
 
 
-def _shares(label: pa.ChunkedArray) -> dict[str, float]:
-    counts = pc.value_counts(label).to_pylist()
-    total = max(1, len(label))
-    return {row["values"]: row["counts"] / total for row in counts}
+def _shares(counts: Counter[str | None]) -> dict[str, float]:
+    total = max(1, counts.total())
+    return {"(none)" if label is None else label: count / total for label, count in counts.items()}
 
 
 def _clustering(arms: Sequence[str], made: Mapping[str, Artifact], config: Config) -> ClusterFacts:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import FinishedRun, run_s2l, write_config
+from tests.conftest import HELD_OUT, FinishedRun, run_s2l, write_config
 
 pytestmark = pytest.mark.usefixtures("joined")
 
@@ -35,7 +35,7 @@ def test_sweep_shares_what_trials_have_in_common_and_a_failed_trial_does_not_sin
         tmp_path,
         examples=finished_run.examples,
         target=QUICK,
-        evaluate={"metrics": ["loss"]},
+        evaluate={"held_out": HELD_OUT, "metrics": ["loss"]},
         resources=TASK,
         arms={
             "s2l": {"select.method": "paper"},
