@@ -134,7 +134,8 @@ def _answer(row: Row, column: str) -> str:
         return value
     if column not in row:
         raise missing_column(row, column)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    is_whole = isinstance(value, int) and not isinstance(value, bool)  # however many digits: no float holds them all
+    if not is_whole and not (isinstance(value, float) and math.isfinite(value)):
         raise bad_type(column, value, "a number or text")
     return str(int(value)) if value == int(value) else repr(value)
 

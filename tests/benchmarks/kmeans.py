@@ -16,11 +16,16 @@ from tests.benchmarks.harness import Benchmark, Ratio, alternate
 T, K, ITERATIONS, THREADS, ROUNDS = 12, 100, 20, 2, 3
 
 
-def trajectories(n: int) -> np.ndarray:
-    """Make curves like those of losses, of a few hundred kinds whose counts have a long tail; float32 [N, T]."""
+def trajectories(n: int, part: int = 0) -> np.ndarray:
+    """Make curves like those of losses, of a few hundred kinds whose counts have a long tail; float32 [N, T].
+
+    Args:
+        part: the kinds are the same in every part, and the curves are others.
+    """
     generator = np.random.default_rng(0)
     start, rate, floor = (generator.gamma(4, size, (400, 1)) for size in (0.8, 0.1, 0.2))
     kinds = floor + start * np.exp(-rate * np.arange(T))
+    generator = np.random.default_rng([0, part]) if part else generator
     noise = generator.normal(0, 0.1, (n, T))
     loss = kinds[generator.zipf(1.3, n) % len(kinds)] * np.exp(noise)
     return (np.round(loss * 2**20) / 2**20).astype(np.float32)

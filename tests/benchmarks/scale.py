@@ -192,7 +192,7 @@ def _part(name: str, start: int, stop: int, number: int) -> pa.Table:
     id_N = np.arange(start, stop)
     none, text = pa.nulls(count, pa.string()), pa.array(["x"]).take(pa.array(np.zeros(count, np.int64)))
     if name == "trajectories":
-        loss = pa.FixedSizeListArray.from_arrays(pa.array(trajectories(count).ravel()), T)
+        loss = pa.FixedSizeListArray.from_arrays(pa.array(trajectories(count, number).ravel()), T)
         initial = np.full(count, 9, np.float32)
         columns: dict[str, Any] = {"source": none, "loss_initial": initial, "loss": loss}
         columns["num_response_tokens"] = np.full(count, 2, np.int32)

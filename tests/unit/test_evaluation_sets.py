@@ -69,12 +69,16 @@ DRAW = {
 ONE_UNKNOWN = DRAW | {"sQuestion": "Half of a number is 1.25 . Find it .", "lSolutions": [2.5]}
 MAMMOTH = {"question": "Two numbers add up to 8 and differ by 2. What is the larger one?", "answer": 5.0}
 LINES = "Solve 2*x + 4 = 0 for x.\n-2\nIs 7 prime?\nTrue\n"
+HUGE = 10**400
+"""More than a float holds."""
 
 ASKED: list[tuple[LayoutName, dict[str, object], str, str]] = [
     ("gsm8k", GSM8K, GSM8K["question"], GSM8K["answer"]),
     ("math", MATH, MATH["problem"], MATH["solution"]),
     ("math", MATH_500, MATH_500["problem"], MATH_500["solution"]),
     ("svamp", SVAMP, "A shelf holds 12 books. 4 of them are red How many are not red?", "8"),
+    ("svamp", SVAMP | {"Answer": 8.0}, "A shelf holds 12 books. 4 of them are red How many are not red?", "8"),
+    ("svamp", SVAMP | {"Answer": HUGE}, "A shelf holds 12 books. 4 of them are red How many are not red?", str(HUGE)),
     ("svamp", SVAMP | {"Answer": "8.0"}, "A shelf holds 12 books. 4 of them are red How many are not red?", "8.0"),
     (
         "aqua", AQUA,
