@@ -47,9 +47,8 @@ def _check_metrics(experiment: Experiment, options: argparse.Namespace) -> None:
     from s2l_ray.judging.execution import NOT_ISOLATED, is_isolated
     from s2l_ray.judging.metrics import answer_metrics, check_metrics
 
-    names = {name for config in experiment.arms.values() for name in config.evaluate.metrics}
-    check_metrics(names, allow_code_execution=options.allow_code_execution)
-    if any(metric.runs_programs for metric in answer_metrics(names).values()) and not is_isolated():
+    check_metrics(experiment.metrics, allow_code_execution=options.allow_code_execution)
+    if any(metric.runs_programs for metric in answer_metrics(experiment.metrics).values()) and not is_isolated():
         display.warn(NOT_ISOLATED)
 
 
@@ -113,9 +112,7 @@ def plan(options: argparse.Namespace) -> Document:
     sparse, experiment = laid_out(options)
     check_packages(experiment)
     # Whether programs may run is for the command line of a run to say.
-    check_metrics(
-        {name for arm in experiment.arms.values() for name in arm.evaluate.metrics}, allow_code_execution=True
-    )
+    check_metrics(experiment.metrics, allow_code_execution=True)
     storage = Storage.at(experiment.shared.storage)
     pipeline = build_pipeline(experiment, with_report=not sparse.sweep)
     tokens = _made_tokens(pipeline, storage, experiment) if options.probe else {}
@@ -132,8 +129,7 @@ def plan(options: argparse.Namespace) -> Document:
     display.table(["artifact", "stage", "state", "why"], [list(row.values()) for row in rows], ends_in_text=True)
     for state in states:
         if state.artifact is not None:
-            for check in pipeline.checks.get(state.node.key, ()):
-                check(state.artifact)  # a run would refuse it just so
+            pipeline.check(state.node, state.artifact)  # a run would refuse it just so
     missing = [state.node for state in states if state.artifact is None]
     document: dict[str, Any] = {"storage": storage.uri, "nodes": rows}
     if options.probe:

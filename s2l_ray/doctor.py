@@ -297,14 +297,13 @@ def _demands(resources: ResourcesConfig) -> Iterator[Finding]:
 
 
 def _metrics(experiment: Experiment) -> Iterator[Finding]:
-    names = {name for arm in experiment.arms.values() for name in arm.evaluate.metrics}
     try:
         # Whether programs may run is for the command line of a run to say.
-        check_metrics(names, allow_code_execution=True)
+        check_metrics(experiment.metrics, allow_code_execution=True)
     except ConfigError as error:
         yield Finding("metrics", "problem", str(error))
         return
-    if any(metric.runs_programs for metric in answer_metrics(names).values()):
+    if any(metric.runs_programs for metric in answer_metrics(experiment.metrics).values()):
         yield Finding("programs", "ok", "isolated") if is_isolated() else Finding("programs", "note", NOT_ISOLATED)
 
 

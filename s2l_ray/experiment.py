@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from s2l_ray.config import Config, Section
+from s2l_ray.config import Config, MetricName, Section
 from s2l_ray.config.section import section_in
 from s2l_ray.errors import ConfigError
 from s2l_ray.log import display, redacted
@@ -42,6 +42,11 @@ class Experiment:
     def shared(self) -> Config:
         """What all arms have in common for storage and resources: the first arm."""
         return next(iter(self.arms.values()))
+
+    @property
+    def metrics(self) -> set[MetricName]:
+        """What any of the arms is judged by."""
+        return {name for config in self.arms.values() for name in config.evaluate.metrics}
 
     @property
     def text(self) -> str:

@@ -138,6 +138,15 @@ class Pipeline:
         """The node at which all arms come together, where the pipeline goes that far."""
         return next(node for node in self.nodes if node.artifact == "comparison")
 
+    def check(self, node: Node, artifact: Artifact) -> None:
+        """Check what a node has made, before anything that follows from it is begun.
+
+        Raises:
+            S2LError: an arm cannot go on from it.
+        """
+        for check in self.checks.get(node.key, ()):
+            check(artifact)
+
     def until(self, stage: str) -> "Pipeline":
         """Return the part that a stage needs, the stage included.
 

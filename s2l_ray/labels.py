@@ -6,6 +6,7 @@ Shape suffix: N rows.
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 NONE = -1
 """Stands for no label."""
@@ -26,6 +27,11 @@ def coded(column: pa.ChunkedArray) -> tuple[list[str], npt.NDArray[np.int32]]:
     place_of = np.array([*(places[name] for name in found), NONE], np.int32)
     code_N = np.concatenate([chunk.indices.fill_null(len(found)).to_numpy() for chunk in encoded.chunks])
     return names, place_of[code_N]
+
+
+def counted(column: pa.ChunkedArray) -> dict[str | None, int]:
+    """Return the rows of each label, and of none."""
+    return {row["values"]: row["counts"] for row in pc.value_counts(column).to_pylist()}
 
 
 def labelled(code_N: npt.NDArray[np.int32], names: list[str]) -> pa.Array:

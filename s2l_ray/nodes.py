@@ -4,7 +4,6 @@ Neither torch nor ray is imported here, and no row of an input is read.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from s2l_ray.artifacts import hash_of
@@ -25,7 +24,7 @@ from s2l_ray.imported import find_losses
 from s2l_ray.input_files import InputFile
 from s2l_ray.judging.metrics import judges_of
 from s2l_ray.needs import CLUSTERED
-from s2l_ray.pretrained import is_pretrained, located
+from s2l_ray.pretrained import is_pretrained, located, own_folder
 from s2l_ray.stage_settings import (
     EvaluateSettings,
     ImportSettings,
@@ -319,7 +318,6 @@ def model_outside(model: NamedModel, key: str) -> Outside | None:
     """Return the files of a pretrained model, which its artifacts depend on; None where one is built from a config."""
     if not isinstance(model.model, str):
         return None
-    folder = Path(model.model).expanduser()
-    if folder.is_dir():
+    if (folder := own_folder(model)) is not None:
         return Outside(str(folder), model_files(folder))
     return Outside(f"{key}.model {model.model}", (), {"model": model.model, "revision": model.revision})

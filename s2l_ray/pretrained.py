@@ -21,12 +21,18 @@ def is_pretrained(config: NamedModel) -> bool:
     return isinstance(config.model, str)
 
 
+def own_folder(config: NamedModel) -> Path | None:
+    """Return the local folder that a config names; None for an id of the hub and a model from sizes."""
+    folder = Path(config.model).expanduser() if isinstance(config.model, str) else None
+    return folder if folder is not None and folder.is_dir() else None
+
+
 def pinned(config: ModelType) -> ModelType:
     """Return the config with its hub revision replaced by the commit that this machine's cache holds for it.
 
     What has no name of its own on the hub (a local folder, a model from a config), or was never fetched, stays.
     """
-    if not isinstance(config.model, str) or Path(config.model).expanduser().is_dir():
+    if not is_pretrained(config) or own_folder(config) is not None:
         return config
     if re.fullmatch(r"[0-9a-f]{40}", config.revision or ""):
         return config
@@ -36,17 +42,15 @@ def pinned(config: ModelType) -> ModelType:
 
 def located(config: ModelType) -> ModelType:
     """Return the config with a local folder's whole path: workers do not start where the command does."""
-    if not isinstance(config.model, str) or not Path(config.model).expanduser().is_dir():
-        return config
-    return config.model_copy(update={"model": str(Path(config.model).expanduser().absolute())})
+    folder = own_folder(config)
+    return config if folder is None else config.model_copy(update={"model": str(folder.absolute())})
 
 
 def local_folder(config: NamedModel) -> Path | None:
     """Return the folder in which this machine has a pretrained model's config; None where it has it not."""
     if not isinstance(config.model, str):
         return None
-    folder = Path(config.model).expanduser()
-    if folder.is_dir():
+    if (folder := own_folder(config)) is not None:
         return folder if (folder / "config.json").exists() else None
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError

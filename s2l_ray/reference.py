@@ -33,7 +33,6 @@ _TYPES = {
     str: "text",
     ByteSize: 'size such as "16GiB"',
     NoneType: "null",
-    dict: "mapping",
     Any: "any value",
 }
 _BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from s2l_ray import schemas
 from s2l_ray.artifacts import Artifact, StageResult
 from s2l_ray.config import ResourcesConfig
+from s2l_ray.labels import counted
 from s2l_ray.scoring import Mean, tail_groups, weighted_mean
 from s2l_ray.staged_output import StagedOutput
 
@@ -98,7 +99,7 @@ def _metrics(subset: Artifact, scores: Artifact, examples: Artifact) -> Iterator
 
 
 def _per_group(groups: pa.ChunkedArray) -> dict[str, int]:
-    return {row["values"] or "": row["counts"] for row in pc.value_counts(groups).to_pylist()}
+    return {group or "": rows for group, rows in counted(groups).items()}
 
 
 def _mean(row: Mapping[str, Any]) -> Mean:

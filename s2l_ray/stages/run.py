@@ -111,8 +111,7 @@ class Runner:
             threads.shutdown(wait=not running, cancel_futures=True)
 
     def _take(self, node: Node, artifact: Artifact) -> None:
-        for check in self._pipeline.checks.get(node.key, ()):
-            check(artifact)
+        self._pipeline.check(node, artifact)
         self.result.artifacts[node.key] = artifact
 
     def _run_node(self, node: Node) -> Artifact:

@@ -72,11 +72,11 @@ def run_sweep(
         trial.name: build_pipeline(trial.experiment, listing, allow_code_execution=allow_code_execution)
         for trial in sweep.trials
     }
-    there = SweepResult(sweep, _outcomes(sweep, pipelines, storage))
-    todo = [outcome.trial for outcome in there.outcomes if not outcome.metrics] if run_missing else []
-    if sweep.config.search == "asha" and find_artifact(storage, "trials", _address(there, pipelines)[1]) is not None:
+    states = _States(storage)
+    result = SweepResult(sweep, tuple(_outcome(trial, pipelines[trial.name], states, {}) for trial in sweep.trials))
+    todo = [outcome.trial for outcome in result.outcomes if not outcome.metrics] if run_missing else []
+    if sweep.config.search == "asha" and find_artifact(storage, "trials", _address(result, pipelines)[1]) is not None:
         todo = []  # it has come to its end: what it stopped on the way stays so
-    errors: dict[str, str] = {}
     if todo:
         storage.check_writable()
         resources = sweep.shared.resources
@@ -86,7 +86,9 @@ def run_sweep(
         errors = _run_tails(_Tails(sweep, pipelines, storage), todo)
         if is_ours:
             runtime.disconnect()
-    result = SweepResult(sweep, _outcomes(sweep, pipelines, storage, errors)) if todo else there
+        states = _States(storage)
+        now = (o if o.metrics else _outcome(o.trial, pipelines[o.trial.name], states, errors) for o in result.outcomes)
+        result = SweepResult(sweep, tuple(now))
     if result.best is None:
         first = next((outcome.error for outcome in result.outcomes if outcome.error), "they were not run")
         raise StageFailed(f"none of {len(result.outcomes)} trials finished; the first: {first}")
@@ -235,13 +237,6 @@ def _score(comparison: Artifact, metric: str) -> float:
 def _metrics(comparison: Artifact) -> dict[str, float]:
     table = comparison.read_table("arms.parquet", ["metric", "value"])
     return dict(zip(table.column("metric").to_pylist(), table.column("value").to_pylist(), strict=True))
-
-
-def _outcomes(
-    sweep: Sweep, pipelines: Mapping[str, Pipeline], storage: Storage, errors: Mapping[str, str] | None = None
-) -> tuple[Outcome, ...]:
-    states = _States(storage)
-    return tuple(_outcome(trial, pipelines[trial.name], states, errors or {}) for trial in sweep.trials)
 
 
 def _outcome(trial: Trial, pipeline: Pipeline, states: _States, errors: Mapping[str, str]) -> Outcome:

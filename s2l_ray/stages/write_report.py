@@ -20,6 +20,7 @@ from s2l_ray.clustering.partition import window_columns
 from s2l_ray.config import Config, ResourcesConfig
 from s2l_ray.costs import ledger
 from s2l_ray.diagnostics import HEALTH
+from s2l_ray.labels import counted
 from s2l_ray.log import without_user_info
 from s2l_ray.report.blocks import ExampleRow, Number, Value
 from s2l_ray.report.html import render
@@ -140,8 +141,7 @@ class _Tally:
             for name, (column, labelled) in columns.items():
                 label = labelled(table.column(column))
                 for counter, mask in zip(self._counts.setdefault(name, (Counter(), Counter())), both, strict=True):
-                    found = pc.value_counts(label.filter(pa.array(mask))).to_pylist()
-                    counter.update({row["values"]: row["counts"] for row in found})
+                    counter.update(counted(label.filter(pa.array(mask))))
 
     def compositions(self) -> list[Composition]:
         """Return what was counted, but for labels that no row has."""

@@ -70,10 +70,7 @@ class Part:
     @cached_property
     def inputs(self) -> Mapping[str, frozenset[str | None]]:
         """Names of the input files that rows were taken from -> the sources of these rows."""
-        found: dict[str, set[str | None]] = {}
-        for row in self.selection.select(["input_file", "source"]).to_pylist():
-            found.setdefault(row["input_file"], set()).add(row["source"])
-        return {name: frozenset(sources) for name, sources in found.items()}
+        return _sources_by_file(self.selection.select(["input_file", "source"]))
 
     def files_read(self) -> Mapping[str, str | None]:
         """Return all input files, those included that no row was chosen from -> the source of all of its rows.
@@ -81,11 +78,8 @@ class Part:
         None where its rows have several, or none is told.
         """
         table = self.examples.read_table("examples-", ["input_file", "source"])
-        pairs = table.group_by(table.column_names).aggregate([]).to_pylist()
         rejected = self.examples.read_table("rejected.parquet", ["input_file"]).column(0).unique().to_pylist()
-        found: dict[str, set[str | None]] = {name: set() for name in rejected}
-        for pair in pairs:
-            found.setdefault(pair["input_file"], set()).add(pair["source"])
+        found = dict.fromkeys(rejected, frozenset[str | None]()) | _sources_by_file(table)
         return {name: next(iter(found[name])) if len(found[name]) == 1 else None for name in sorted(found)}
 
     def base(self) -> "Part":
@@ -130,6 +124,14 @@ def selection_of(parts: Sequence[Part]) -> pa.Table:
         return parts[0].selection
     tables = [part.selection.add_column(0, "part", pa.array([part.label] * len(part.selection))) for part in parts]
     return pa.concat_tables(tables)
+
+
+def _sources_by_file(rows: pa.Table) -> dict[str, frozenset[str | None]]:
+    """Return the sources of the rows of each file, in the order in which the files come first."""
+    found: dict[str, set[str | None]] = {}
+    for pair in rows.group_by(rows.column_names, use_threads=False).aggregate([]).to_pylist():
+        found.setdefault(pair["input_file"], set()).add(pair["source"])
+    return {name: frozenset(sources) for name, sources in found.items()}
 
 
 def _selection_table(artifact: Artifact, examples: Artifact) -> pa.Table:
