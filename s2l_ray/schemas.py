@@ -204,9 +204,12 @@ SCORES = pa.schema(
         pa.field("metric", pa.string(), nullable=False),
         pa.field("value", pa.float64(), nullable=False),
         pa.field("standard_error", pa.float64()),
+        pa.field("low", pa.float64()),
+        pa.field("high", pa.float64()),
         pa.field("rows", pa.int64(), nullable=False),
     ]
 )
+"""`low` and `high` bound a 95 % interval over held-out rows; null where there is only one, as is the error."""
 
 ARMS = pa.schema(
     [
@@ -217,7 +220,7 @@ ARMS = pa.schema(
         pa.field("high", pa.float64()),
     ]
 )
-"""`low` and `high` bound a 95 % interval over held-out rows (not over seeds)."""
+"""`low` and `high` as in `SCORES`: over held-out rows, not over seeds."""
 
 TRAJECTORY_HEALTH = pa.schema(
     [

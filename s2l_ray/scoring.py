@@ -1,4 +1,4 @@
-"""Scores of a target: means per group with standard errors, and what a table of arms needs.
+"""Scores of a target: means per group with how sure they are, and what a table of arms needs.
 
 `micro` counts every held-out row alike; `macro` is the mean over skills (over sources where there are no skills), so
 that a rare skill weighs as much as a common one. `micro_exact_match` weighs a skill by how often it occurs in the
@@ -8,7 +8,8 @@ Legend: N rows, G groups.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,15 +20,23 @@ Z_95 = 1.959964
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean with its standard error (None for a single row)."""
+    """A mean, and how sure it is.
+
+    Attributes:
+        standard_error: None for a single row.
+        bounds: 95 % interval, where the normal approximation will not do.
+    """
 
     value: float
     standard_error: float | None
     rows: int
+    bounds: tuple[float, float] | None = None
 
     @property
     def interval(self) -> tuple[float | None, float | None]:
-        """95 % interval over the rows, by the normal approximation."""
+        """95 % interval over the rows; by the normal approximation where there is no better one."""
+        if self.bounds is not None:
+            return self.bounds
         if self.standard_error is None:
             return None, None
         return self.value - Z_95 * self.standard_error, self.value + Z_95 * self.standard_error
@@ -40,6 +49,38 @@ def mean_of(value_N: NDArray[np.float64]) -> Mean:
     return Mean(float(np.mean(value_N)), error, n)
 
 
+def share_of(is_so_N: NDArray[Any]) -> Mean:
+    """Return the share of rows that are so.
+
+    Where all rows are right, or none, the standard error is 0; the interval is not, and says what so few rows can.
+
+    Args:
+        is_so_N: booleans, or 0 and 1.
+    """
+    mean = mean_of(np.asarray(is_so_N, np.float64))
+    return replace(mean, bounds=_bounds_of_shares([(1.0, mean)]))
+
+
+def _bounds_of_shares(weighted: Sequence[tuple[float, Mean]]) -> tuple[float, float]:
+    """Return the 95 % interval of a weighted sum of shares, the weights adding up to 1.
+
+    As if z^2 more rows had been seen, half of them right, spread over the groups by weight; the variance is then
+    estimated without bias, or groups of one or two rows would seem surer than they are.
+
+    Source:
+        Agresti and Coull 1998, for a single share. For several groups the tests measure how often the truth is within.
+    """
+    z2 = Z_95**2
+    centre = variance = 0.0
+    for weight, mean in weighted:
+        rows = mean.rows + z2 * weight
+        share = (mean.value * mean.rows + z2 * weight / 2) / rows
+        centre += weight * share
+        variance += weight**2 * share * (1 - share) / (rows - 1)
+    half = Z_95 * math.sqrt(variance)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
 def means_by_group(
     value_N: NDArray[np.float64], group_N: Sequence[str], mean: Callable[[NDArray[np.float64]], Mean] = mean_of
 ) -> dict[str, Mean]:
@@ -48,23 +89,29 @@ def means_by_group(
     return {str(name): mean(value_N[names == name]) for name in sorted(set(group_N))}
 
 
-def weighted_mean(groups: Mapping[str, Mean], weights: Mapping[str, float] | None = None) -> Mean:
+def weighted_mean(
+    groups: Mapping[str, Mean], weights: Mapping[str, float] | None = None, *, of_shares: bool = False
+) -> Mean:
     """Return the mean over groups, each alike or by a weight; groups without a weight count nothing.
 
     The standard error is that of the groups' own means, taken as independent. Where no group has a weight there is
     no mean: NaN over 0 rows.
+
+    Args:
+        of_shares: the groups' values are shares of rows, which makes a better interval.
     """
     weight = {name: 1.0 if weights is None else float(weights.get(name, 0.0)) for name in groups}
-    counted = {name: mean for name, mean in groups.items() if weight[name] > 0}
+    total = sum(weight.values())
+    counted = [(weight[name] / total, mean) for name, mean in groups.items() if weight[name] > 0]
     if not counted:
         return Mean(math.nan, None, 0)
-    total = sum(weight[name] for name in counted)
-    value = sum(weight[name] * mean.value for name, mean in counted.items()) / total
-    rows = sum(mean.rows for mean in counted.values())
-    if any(mean.standard_error is None for mean in counted.values()):
-        return Mean(value, None, rows)
-    variance = sum((weight[name] / total * (mean.standard_error or 0.0)) ** 2 for name, mean in counted.items())
-    return Mean(value, math.sqrt(variance), rows)
+    errors = [share * mean.standard_error for share, mean in counted if mean.standard_error is not None]
+    return Mean(
+        sum(share * mean.value for share, mean in counted),
+        math.hypot(*errors) if len(errors) == len(counted) else None,
+        sum(mean.rows for _, mean in counted),
+        _bounds_of_shares(counted) if of_shares else None,
+    )
 
 
 def tail_groups(counts: Mapping[str, int]) -> set[str]:

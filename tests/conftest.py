@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.fs as pafs
 import pytest
 import yaml
 from filelock import FileLock
@@ -18,6 +19,7 @@ from s2l_ray.artifacts import Artifact, find_artifact
 from s2l_ray.storage import Storage
 from s2l_ray.synthetic import SyntheticSpec, generate_rows
 from tests.nodes import Nodes
+from tests.object_store import BUCKET, object_store
 from tests.unit import tiny
 
 # Tests say how Ray authenticates instead of taking what the machine happens to have; one test runs in token mode.
@@ -134,7 +136,10 @@ def artifacts_of(storage: Storage, name: str) -> list[Artifact]:
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run of TINY in a folder of its own, on a file of its rows with ids, with an encoder to judge by."""
+    """A run of TINY on a file of its rows with ids, with an encoder to judge by, in a folder of its own.
+
+    It wrote to an object store; what it left there has been copied into the folder.
+    """
 
     folder: Path
 
@@ -149,6 +154,11 @@ class FinishedRun:
     @property
     def storage(self) -> Storage:
         return Storage.at(str(self.folder / "storage"))
+
+    @property
+    def ran(self) -> list[str]:
+        """Stages that ran."""
+        return list(json.loads((self.folder / "answer.json").read_text())["ran"])
 
     @property
     def config(self) -> Path:
@@ -194,8 +204,12 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
                 examples=FinishedRun(folder).examples,
                 evaluate={"held_out": HELD_OUT, "metrics": metrics, "encoder": {"model": str(encoder)}},
             )
-            done = run_s2l("run", str(config), "--json", RAY_ADDRESS="")
-            assert done.returncode == 0, done.stderr
+            with object_store(folder / "moto.log") as store:
+                place = ("--storage", f"s3://{BUCKET}/runs/tiny")
+                done = run_s2l("run", str(config), "--json", *place, RAY_ADDRESS="", **store.environment)
+                assert done.returncode == 0, done.stderr
+                storage = store.storage("runs/tiny")
+                pafs.copy_files(storage.path(), str(folder / "storage"), source_filesystem=storage.filesystem)
             (folder / "answer.json").write_text(done.stdout)
     return FinishedRun(folder)
 

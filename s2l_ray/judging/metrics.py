@@ -14,7 +14,7 @@ from s2l_ray.answers import is_exact_match
 from s2l_ray.config import EncoderConfig
 from s2l_ray.errors import DataError
 from s2l_ray.judging import bert_score, execution, math_answers, programs, summaries, symbolic
-from s2l_ray.scoring import Mean, mean_of
+from s2l_ray.scoring import Mean, mean_of, share_of
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Metric:
 
     judge: Callable[[Sequence[Answered], Aids], Judged]
     column: pa.DataType = field(default_factory=pa.bool_)
-    mean: Callable[[NDArray[Any]], Mean] = mean_of
+    mean: Callable[[NDArray[Any]], Mean] = share_of
     judged_by: str = ""
     can_judge: Callable[[str, str], bool] = lambda question, reference: True
     asks: str = "an answer"
@@ -164,6 +164,7 @@ METRICS: Mapping[str, Metric] = {
     "rouge_l": Metric(
         _rouge_l,
         column=pa.float64(),
+        mean=mean_of,
         judged_by=summaries.ROUGE_JUDGE,
         can_judge=lambda question, reference: summaries.has_words(reference),
         asks="a reference with letters from a to z, or digits: ROUGE knows no others",
@@ -171,11 +172,17 @@ METRICS: Mapping[str, Metric] = {
     "bert_score": Metric(
         _bert_scores,
         column=pa.float64(),
+        mean=mean_of,
         judged_by=bert_score.JUDGE,
         can_judge=lambda question, reference: bool(reference.strip()),
         asks="a reference that is not empty",
     ),
 }
+
+
+def is_share(name: str) -> bool:
+    """Return whether a metric is a share of rows: its verdicts are yes or no."""
+    return name in METRICS and pa.types.is_boolean(METRICS[name].column)
 
 
 def answer_metrics(names: Iterable[str]) -> dict[str, Metric]:

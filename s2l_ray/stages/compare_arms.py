@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from s2l_ray import schemas
 from s2l_ray.artifacts import Artifact, StageResult
 from s2l_ray.config import ResourcesConfig
+from s2l_ray.judging.metrics import is_share
 from s2l_ray.labels import counted
 from s2l_ray.scoring import Mean, tail_groups, weighted_mean
 from s2l_ray.staged_output import StagedOutput
@@ -81,10 +82,11 @@ def _metrics(subset: Artifact, scores: Artifact, examples: Artifact) -> Iterator
         groups = {row["group"]: _mean(row) for row in of_metric if row["group_by"] == group_by}
         of_all = next(_mean(row) for row in of_metric if row["group_by"] == "all")
         if groups or not is_grouped:  # rows that nothing tells apart are one group
-            yield f"macro_{metric}", weighted_mean(groups) if groups else of_all
+            yield f"macro_{metric}", weighted_mean(groups, of_shares=is_share(metric)) if groups else of_all
         # By the share in training, where every group that is asked about is there.
         is_weighed = bool(groups) and all(counts.get(group) for group in groups)
-        yield f"micro_{metric}", weighted_mean(groups, counts) if is_weighed else of_all
+        micro = weighted_mean(groups, counts, of_shares=is_share(metric)) if is_weighed else of_all
+        yield f"micro_{metric}", micro
     rows = subset.summary["rows"]
     yield "rows", Mean(rows, None, rows)
     yield "response_tokens", Mean(subset.summary["target_response_tokens"], None, rows)
@@ -103,4 +105,5 @@ def _per_group(groups: pa.ChunkedArray) -> dict[str, int]:
 
 
 def _mean(row: Mapping[str, Any]) -> Mean:
-    return Mean(row["value"], row["standard_error"], row["rows"])
+    bounds = None if row["low"] is None else (row["low"], row["high"])
+    return Mean(row["value"], row["standard_error"], row["rows"], bounds)

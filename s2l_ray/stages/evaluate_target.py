@@ -17,7 +17,16 @@ from s2l_ray.computation import memory_checked
 from s2l_ray.config import PoolResources, ResourcesConfig
 from s2l_ray.draws import Draws
 from s2l_ray.errors import DataError
-from s2l_ray.judging.metrics import METRICS, Aids, Answered, answer_metrics, check_metrics, judges_of, verdict_columns
+from s2l_ray.judging.metrics import (
+    METRICS,
+    Aids,
+    Answered,
+    answer_metrics,
+    check_metrics,
+    is_share,
+    judges_of,
+    verdict_columns,
+)
 from s2l_ray.losses import mean_losses, response_loss_module
 from s2l_ray.models import device_and_precision, load_model
 from s2l_ray.scoring import Mean, mean_of, means_by_group, weighted_mean
@@ -254,11 +263,11 @@ def _scores(predictions: pa.Table, metrics: Sequence[str]) -> pa.Table:
     rows: list[dict[str, Any]] = []
 
     def add(group_by: str, group: str, metric: str, mean: Mean) -> None:
-        error = mean.standard_error
+        low, high = mean.interval
         rows.append(
             {
                 "group_by": group_by, "group": group, "metric": metric, "value": mean.value,
-                "standard_error": error, "rows": mean.rows,
+                "standard_error": mean.standard_error, "low": low, "high": high, "rows": mean.rows,
             }
         )  # fmt: skip
 
@@ -278,5 +287,5 @@ def _scores(predictions: pa.Table, metrics: Sequence[str]) -> pa.Table:
                 means = means_by_group(value_N, [group or "" for group in groups], mean)
                 for name, of_group in means.items():
                     add(group_by, name, metric, of_group)
-                add("macro", group_by, metric, weighted_mean(means))
+                add("macro", group_by, metric, weighted_mean(means, of_shares=is_share(metric)))
     return pa.Table.from_pylist(rows, schema=schemas.SCORES)

@@ -11,7 +11,6 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -27,7 +26,7 @@ from s2l_ray.raw_rows import read_rows
 from s2l_ray.staged_output import StagedOutput
 from s2l_ray.storage import Storage
 from s2l_ray.synthetic import SyntheticSpec, generate_rows
-from tests.conftest import artifacts_of, command, run_s2l, write_config
+from tests.conftest import FinishedRun, artifacts_of, command, run_s2l, write_config
 from tests.object_store import BUCKET, SECRET, Disturb, ObjectStore, manifests, object_store
 from tests.unit.tiny import FINGERPRINT, commit
 
@@ -47,7 +46,7 @@ SMALL = (
     "resources.finetune_target.launcher=task",
     "report.sample=40",
 )
-PLACE = f"s3://{BUCKET}/quick/start"
+PLACE = f"s3://{BUCKET}/finished/run"
 LONG = 900
 
 pytestmark = pytest.mark.timeout(LONG)
@@ -68,56 +67,42 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
 
 
 @pytest.fixture(scope="module")
-def run(store: ObjectStore) -> dict[str, Any]:
-    done = run_quickstart(store, PLACE)
-    assert done.returncode == 0, done.stderr
-    return dict(json.loads(done.stdout))
+def storage(store: ObjectStore, finished_run: FinishedRun) -> Storage:
+    """What a finished run has left in a store."""
+    storage = store.storage("finished/run")
+    there = finished_run.storage
+    pafs.copy_files(there.path(), storage.path(), there.filesystem, storage.filesystem)
+    return storage
 
 
 @pytest.fixture(scope="module")
-def storage(run: dict[str, Any], store: ObjectStore) -> Storage:
+def quickstart(store: ObjectStore) -> Storage:
+    """What the quickstart, small and on rows in a store, has left there."""
+    done = run_quickstart(store, f"s3://{BUCKET}/quick/start")
+    assert done.returncode == 0, done.stderr
     return store.storage("quick/start")
 
 
-def test_quickstart_leaves_whole_artifacts_and_nothing_else(run: dict[str, Any], storage: Storage) -> None:
-    assert len(run["artifacts"]) == len(run["ran"]) == len(manifests(storage))
+def test_run_leaves_whole_artifacts_and_nothing_else(storage: Storage, finished_run: FinishedRun) -> None:
+    assert len(finished_run.ran) == len(manifests(storage))
     for name in storage.list_folders():
-        assert [artifact.damaged_files() for artifact in artifacts_of(storage, name)] == [[]] * len(
-            artifacts_of(storage, name)
-        )
+        assert [found.damaged_files() for found in artifacts_of(storage, name) if found.damaged_files()] == []
     assert orphans(storage) == []
 
 
-def test_rows_of_the_subset_are_those_of_the_input(storage: Storage) -> None:
-    lines = (storage.filesystem.open_input_stream(f"{BUCKET}/data/rows.jsonl")).read().splitlines()
-    for subset in artifacts_of(storage, "subset"):
-        with storage.filesystem.open_input_file(subset.path("subset.parquet")) as stream:
-            chosen = pq.read_table(stream).column("example_id").to_pylist()
-        with storage.filesystem.open_input_stream(subset.path("rows/rows.jsonl")) as stream:
-            assert stream.read().splitlines() == [lines[i] for i in sorted(chosen)]
-
-
-def test_model_folder_of_every_target_is_there(storage: Storage) -> None:
-    targets = artifacts_of(storage, "target")
-    assert len(targets) == 3
-    for target in targets:
-        infos = storage.filesystem.get_file_info(pafs.FileSelector(target.path("model")))
-        assert {"config.json", "model.safetensors", "tokenizer.json"} <= {info.base_name for info in infos}
-
-
-def test_second_run_does_nothing_and_asks_little(run: dict[str, Any], store: ObjectStore) -> None:
+def test_second_run_does_nothing_and_asks_little(
+    storage: Storage, store: ObjectStore, finished_run: FinishedRun
+) -> None:
     store.calm()
-    done = run_quickstart(store, PLACE)
+    done = run_s2l("run", str(finished_run.config), "--json", "--storage", PLACE, **store.environment)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["ran"] == []
     # A manifest is looked for and read; what else is asked does not grow with the artifacts.
-    assert len(store.requests) <= 2 * len(run["artifacts"]) + 30
+    assert len(store.requests) <= 2 * len(finished_run.ran) + 30
     assert sum("list-type" in request for request in store.requests) <= 2
 
 
-def test_process_that_has_read_parquet_from_the_store_ends_in_good_order(
-    run: dict[str, Any], store: ObjectStore
-) -> None:
+def test_process_that_has_read_parquet_from_the_store_ends_in_good_order(storage: Storage, store: ObjectStore) -> None:
     # It did not, most of the time: threads of pyarrow's came back for a file of Python's.
     code = (
         "from s2l_ray.storage import Storage\n"
@@ -134,7 +119,7 @@ def test_process_that_has_read_parquet_from_the_store_ends_in_good_order(
         assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_inspect_shows_the_storage_and_one_artifact(run: dict[str, Any], store: ObjectStore, storage: Storage) -> None:
+def test_inspect_shows_the_storage_and_one_artifact(store: ObjectStore, storage: Storage) -> None:
     whole = run_s2l("inspect", PLACE, "--json", **store.environment)
     assert whole.returncode == 0, whole.stderr
     assert set(json.loads(whole.stdout)["artifacts"]) == set(manifests(storage))
@@ -146,7 +131,7 @@ def test_inspect_shows_the_storage_and_one_artifact(run: dict[str, Any], store: 
 
 
 def test_gc_names_what_was_abandoned_and_takes_it_only_without_dry_run(
-    run: dict[str, Any], store: ObjectStore, storage: Storage
+    store: ObjectStore, storage: Storage, finished_run: FinishedRun
 ) -> None:
     left = StagedOutput(storage, "clusters", FINGERPRINT, "attempt-" + "a" * 12)
     left.write_bytes("half.parquet", b"half")
@@ -155,7 +140,7 @@ def test_gc_names_what_was_abandoned_and_takes_it_only_without_dry_run(
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["removed"] == [f"clusters/{FINGERPRINT}/{left.attempt}"]
         assert (left.read_bytes("half.parquet") is not None) == is_there
-    assert len(manifests(storage)) == len(run["artifacts"])
+    assert len(manifests(storage)) == len(finished_run.ran)
 
 
 # ------------------------------------------------------------------------------------------------ data and other places
@@ -293,9 +278,7 @@ def test_store_that_refuses_every_other_request_is_asked_again_however_often(sto
 
 @pytest.mark.faults
 @pytest.mark.slow
-def test_store_that_refuses_and_dawdles_now_and_then_changes_nothing(
-    run: dict[str, Any], store: ObjectStore, storage: Storage
-) -> None:
+def test_store_that_refuses_and_dawdles_now_and_then_changes_nothing(store: ObjectStore, quickstart: Storage) -> None:
     store.calm()
     store.disturb = now_and_then
     done = run_quickstart(store, f"s3://{BUCKET}/faltering")
@@ -303,7 +286,7 @@ def test_store_that_refuses_and_dawdles_now_and_then_changes_nothing(
     store.calm()
     assert done.returncode == 0, done.stderr
     assert refused > 100
-    assert manifests(store.storage("faltering")) == manifests(storage)
+    assert manifests(store.storage("faltering")) == manifests(quickstart)
 
 
 @pytest.mark.faults
@@ -317,7 +300,7 @@ def test_store_that_refuses_and_dawdles_now_and_then_changes_nothing(
     ],
 )
 def test_store_that_fails_for_good_ends_the_run_with_one_message_and_the_same_command_goes_on(
-    sign: str, run: dict[str, Any], store: ObjectStore, storage: Storage
+    sign: str, store: ObjectStore, quickstart: Storage
 ) -> None:
     prefix = f"broken/{zlib.crc32(sign.encode())}"  # not the sign itself
     place = f"s3://{BUCKET}/{prefix}"
@@ -326,7 +309,7 @@ def test_store_that_fails_for_good_ends_the_run_with_one_message_and_the_same_co
     done = run_quickstart(store, place)
     store.calm()
     assert_clean_abort(done, 1, place)
-    here, undisturbed = manifests(store.storage(prefix)), manifests(storage)
+    here, undisturbed = manifests(store.storage(prefix)), manifests(quickstart)
     assert set(here) < set(undisturbed)
     again = run_quickstart(store, place)
     assert again.returncode == 0, again.stderr
@@ -336,7 +319,7 @@ def test_store_that_fails_for_good_ends_the_run_with_one_message_and_the_same_co
 
 @pytest.mark.faults
 @pytest.mark.slow
-def test_input_whose_store_fails_ends_the_run_with_one_message(run: dict[str, Any], store: ObjectStore) -> None:
+def test_input_whose_store_fails_ends_the_run_with_one_message(store: ObjectStore) -> None:
     store.calm()
     store.disturb = breaks_at("heartbeat.json", only="rows.jsonl")
     done = run_quickstart(store, f"s3://{BUCKET}/unread")

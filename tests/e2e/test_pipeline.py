@@ -174,6 +174,20 @@ def test_scores_are_means_of_the_predictions_per_skill_and_source(run: FinishedR
             assert macro.loc[metric, "value"] == pytest.approx(expected.mean().mean())
 
 
+def test_intervals_hold_the_score_and_are_never_of_one_point_for_shares(run: FinishedRun) -> None:
+    scores = run.table("scores", "scores.parquet").to_pandas()
+    shares = scores[scores["metric"].isin(["exact_match", "math_answer"])]
+    assert (shares["standard_error"] == 0).any()
+    assert ((shares["low"] <= shares["value"]) & (shares["value"] <= shares["high"])).all()
+    assert (shares["high"] - shares["low"] > 0.01).all()
+    arms = run.table("comparison", "arms.parquet").to_pandas().set_index("metric")
+    macro = shares[(shares["group_by"] == "macro") & (shares["group"] == "skill")].set_index("metric")
+    for name in macro.index:
+        assert tuple(arms.loc[f"macro_{name}", ["value", "low", "high"]]) == pytest.approx(
+            tuple(macro.loc[name, ["value", "low", "high"]])
+        )
+
+
 def test_bleu_is_that_of_all_rows_together(run: FinishedRun) -> None:
     predictions, scores = run.table("scores", "predictions").to_pandas(), run.table("scores", "scores.parquet")
     rows = run.table("eval_examples", "examples-").to_pandas().set_index("example_id").loc[predictions["example_id"]]

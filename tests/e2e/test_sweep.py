@@ -28,8 +28,8 @@ def made(folder: Path, artifact: str) -> int:
 def test_sweep_shares_what_trials_have_in_common_and_a_failed_trial_does_not_sink_the_rest(
     tmp_path: Path, finished_run: FinishedRun
 ) -> None:
-    # A proxy that a run has left in the storage serves a sweep as well.
-    for name in ("examples", "tokenizer", "tokens", "proxy"):
+    # What a run has left in the storage serves a sweep as well.
+    for name in ("examples", "tokenizer", "tokens", "proxy", "trajectories"):
         shutil.copytree(finished_run.folder / "storage" / name, tmp_path / "storage" / name)
     config = write_config(
         tmp_path,

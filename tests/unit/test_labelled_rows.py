@@ -72,7 +72,8 @@ def test_lengths_are_told_by_powers_of_two_in_order():
 def test_share_of_wrong_rows_is_of_those_of_which_it_is_known(taken, share):
     columns = {"example_id": range(5), "source": ["a"] * 5, "skill": ["x", "x", "x", "y", "y"], "is_wrong": WRONG}
     examples = Held(pa.table(columns)[:2], pa.table(columns)[2:])
-    score = {"metric": "loss", "group_by": "all", "group": "all", "value": 1.0, "standard_error": None, "rows": 5}
+    score = {"metric": "loss", "group_by": "all", "group": "all", "value": 1.0, "rows": 5}
+    score |= dict.fromkeys(("standard_error", "low", "high"))
     scores = Held(pa.Table.from_pylist([score]))
     subset = Held(pa.table({"example_id": taken}))
     subset.summary = {"rows": len(taken), "target_response_tokens": 9}

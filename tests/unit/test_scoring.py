@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s2l_ray.scoring import Z_95, Mean, mean_of, means_by_group, tail_groups, weighted_mean
+from s2l_ray.scoring import Z_95, Mean, mean_of, means_by_group, share_of, tail_groups, weighted_mean
 
 values = st.lists(st.floats(-100, 100), min_size=2, max_size=30)
 
@@ -41,6 +41,51 @@ def test_interval_covers_the_truth_about_95_times_in_100():
         low, high = mean_of(generator.normal(2.0, 3.0, 200)).interval
         covered += low <= 2.0 <= high
     assert 925 <= covered <= 975
+
+
+@pytest.mark.parametrize(("right", "rows"), [(0, 1), (1, 1), (0, 7), (7, 7), (3, 10), (499, 500)])
+def test_interval_of_a_share_holds_wilsons_and_is_hardly_wider(right, rows):
+    from scipy.stats import binomtest
+
+    mean = share_of(np.arange(rows) < right)
+    wilson = binomtest(right, rows).proportion_ci(method="wilson")
+    low, high = mean.interval
+    assert low <= wilson.low + 1e-9 < wilson.high - 1e-9 <= high
+    assert high - low < 1.2 * (wilson.high - wilson.low)
+    assert (mean.value, mean.rows) == (right / rows, rows)
+    assert mean.standard_error == mean_of(np.arange(rows) < right).standard_error
+
+
+@pytest.mark.parametrize(
+    ("rows", "truth_G"),
+    [
+        (1, [0.5] * 28),
+        (2, [0.5] * 28),
+        (4, [0.03] * 10 + [0.97] * 18),
+        (5, [0.2, 0.2]),
+        (6, [0.01, 0.02, 0.05, 0.5, 0.9, 0.98, 0.99, 0.99]),
+        (10, [0.01] * 28),
+        (20, [0.1] * 14 + [0.9] * 14),
+        (60, list(np.linspace(0, 1, 28))),
+    ],
+)
+@pytest.mark.parametrize("zipf", [0.0, 1.2])
+def test_interval_of_a_mean_of_shares_covers_the_truth_at_least_as_often_as_it_says(rows, truth_G, zipf):
+    generator, covered, trials = np.random.default_rng(0), 0, 500
+    weights = {str(g): (1 + g) ** -zipf for g in range(len(truth_G))}
+    truth = np.average(truth_G, weights=list(weights.values()))
+    for right_G in generator.binomial(rows, truth_G, size=(trials, len(truth_G))):
+        groups = {str(g): share_of(np.arange(rows) < right) for g, right in enumerate(right_G)}
+        low, high = weighted_mean(groups, weights, of_shares=True).interval
+        covered += low <= truth <= high
+    assert covered >= 0.925 * trials
+
+
+def test_mean_of_shares_that_are_all_one_is_not_certain():
+    groups = {name: share_of(np.ones(5)) for name in "abc"}
+    mean = weighted_mean(groups, of_shares=True)
+    assert (mean.value, mean.standard_error, mean.interval[1]) == (1.0, 0.0, 1.0)
+    assert 0.7 < mean.interval[0] < 0.95
 
 
 def test_means_by_group_are_those_of_its_rows_in_order_of_name():
