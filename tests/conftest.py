@@ -18,7 +18,6 @@ from filelock import FileLock
 from s2l_ray.artifacts import Artifact, find_artifact
 from s2l_ray.storage import Storage
 from s2l_ray.synthetic import SyntheticSpec, generate_rows
-from tests.nodes import Nodes
 from tests.object_store import BUCKET, object_store
 from tests.unit import tiny
 
@@ -26,6 +25,7 @@ from tests.unit import tiny
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ.pop("RAY_ADDRESS", None)
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 # Whoever computes on Ray asks for one: one that starts by itself stays until the interpreter ends.
 os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
 
@@ -97,19 +97,6 @@ def one_local_ray() -> Iterator[None]:
         ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
         yield
         ray.shutdown()
-
-
-@pytest.fixture(scope="session")
-def cluster_address() -> Iterator[str]:
-    """A Ray that many commands join, one after the other: starting one is much of what a short command costs."""
-    with Nodes(head_cpus=2) as nodes:
-        yield nodes.address
-
-
-@pytest.fixture
-def joined(cluster_address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the commands of a test join it."""
-    monkeypatch.setenv("RAY_ADDRESS", cluster_address)
 
 
 def command(*arguments: str) -> list[str]:

@@ -76,7 +76,9 @@ class Nodes:
         raise AssertionError(f"ray start ended {ATTEMPTS} times: {said.decode(errors='replace')}")
 
     def _try_to_start(self, *arguments: str) -> "tuple[subprocess.Popen[bytes], bytes]":
-        started = [RAY, "start", *arguments, f"--object-store-memory={STORE}", "--disable-usage-stats", "--block"]
+        # Nobody reads what its log monitor would pass on.
+        quiet = ("--disable-usage-stats", "--include-log-monitor=false")
+        started = [RAY, "start", *arguments, f"--object-store-memory={STORE}", *quiet, "--block"]
         process = subprocess.Popen(
             started,
             stdout=subprocess.PIPE,
