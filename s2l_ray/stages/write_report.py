@@ -24,7 +24,8 @@ from s2l_ray.labels import counted
 from s2l_ray.log import without_user_info
 from s2l_ray.report.blocks import ExampleRow, Number, Value
 from s2l_ray.report.html import render
-from s2l_ray.report.run_page import ArmFacts, Centroid, ClusterFacts, Composition, RunFacts, metric_order, run_page
+from s2l_ray.report.run_facts import ArmFacts, Centroid, ClusterFacts, Composition, RunFacts
+from s2l_ray.report.run_page import metric_order, run_page
 from s2l_ray.stage_settings import ReportSettings
 from s2l_ray.staged_output import StagedOutput
 

@@ -8,7 +8,8 @@ import pytest
 from s2l_ray.costs import Ledger, Work
 from s2l_ray.report.blocks import ExampleRow
 from s2l_ray.report.html import render
-from s2l_ray.report.run_page import ArmFacts, Centroid, ClusterFacts, Composition, RunFacts, run_page
+from s2l_ray.report.run_facts import ArmFacts, Centroid, ClusterFacts, Composition, RunFacts
+from s2l_ray.report.run_page import run_page
 
 HOSTILE = "</style></title><script>alert(1)</script><img src=x onerror=alert(1)>{{ 7*7 }}\x00\u202e"
 GRADIENTS = {
