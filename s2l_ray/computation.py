@@ -48,13 +48,21 @@ def memory_checked(advice: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if type(error).__name__ == "OutOfMemoryError":  # of torch, which not every process that comes here has imported
+        if _is_out_of_memory(error):
             what = str(error).partition("\n")[0][:200]
         elif isinstance(error, MemoryError):
             what = f"example {error.args[0]} alone does not fit" if error.args else "the machine has no more"
         else:
             raise
         raise ConfigError(f"too little memory: {what.rstrip('.')}. {advice}") from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # By name: torch is not imported in every process that comes here. NCCL and cuBLAS, which take memory of their own,
+    # only say it in their text.
+    return type(error).__name__ == "OutOfMemoryError" or any(
+        sign in str(error) for sign in ("CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    )
 
 
 def recompute_activations(model: "PreTrainedModel") -> None:

@@ -46,9 +46,12 @@ class DigestCache:
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
         self._known: dict[str, str] = {}
+        self._load()
+
+    def _load(self) -> None:
         # A cache that cannot be read costs a hash, no more.
         with suppress(ValueError, TypeError):
-            self._known.update(json.loads(storage.read_bytes(CACHE) or b"{}"))
+            self._known.update(json.loads(self._storage.read_bytes(CACHE) or b"{}"))
 
     def known(self, files: Iterable[OutsideFile], extra: Mapping[str, str | None]) -> str | None:
         """Return the digest of a set of files and facts about them, or None where a file was not hashed yet."""
@@ -69,6 +72,7 @@ class DigestCache:
             with ThreadPoolExecutor(max_workers=4) as pool:
                 for file, digest in zip(missing, pool.map(_digest, missing), strict=True):
                     self._known[file.key] = digest
+            self._load()  # what another run has found out since
             self._storage.write_bytes(json.dumps(self._known, indent=0).encode(), CACHE)
         known = self.known(listed, extra)
         assert known is not None

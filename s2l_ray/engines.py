@@ -206,7 +206,7 @@ class DeepSpeedEngine:
         if dist.is_initialized() and dist.get_rank() != 0:
             return None
         return {
-            name.removeprefix("model."): tensor.detach().float().cpu().contiguous() for name, tensor in gathered.items()
+            name.removeprefix("model."): tensor.detach().cpu().float().contiguous() for name, tensor in gathered.items()
         }
 
     def save(self, folder: Path) -> None:
@@ -230,12 +230,16 @@ class DeepSpeedEngine:
         self._engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=not _frozen(self._model))
 
 
-def use_deterministic_kernels() -> None:
-    """Make torch refuse kernels whose result varies from run to run; cuBLAS needs its workspace fixed for it."""
+def set_determinism(is_wanted: bool) -> None:
+    """Make torch refuse kernels whose result varies from run to run, or allow them again.
+
+    cuBLAS needs its workspace fixed for it; FlashAttention's own kernels do not ask torch, but transformers tells them.
+    """
     import torch
 
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
+    os.environ["FLASH_ATTENTION_DETERMINISTIC"] = "1" if is_wanted else "0"
+    torch.use_deterministic_algorithms(is_wanted)
 
 
 def adamw(model: "PreTrainedModel", settings: EngineSettings) -> "torch.optim.AdamW":
@@ -282,9 +286,10 @@ def import_deepspeed(device_type: str) -> Any:
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    operators = getattr(deepspeed.ops, "__compatible_ops__", None)
-    if device_type == "cpu" and isinstance(operators, dict):
-        operators["deepspeed_shm_comm"] = False
+    if device_type == "cpu":  # asked elsewhere, it would look for a compiler for each of its operators
+        operators = getattr(deepspeed.ops, "__compatible_ops__", None)
+        if isinstance(operators, dict):
+            operators["deepspeed_shm_comm"] = False
     return deepspeed
 
 

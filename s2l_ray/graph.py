@@ -19,8 +19,8 @@ from s2l_ray.storage import Storage
 STAGES = {
     "prepare_examples": 2,
     "measure_overlap": 1,
-    "prepare_tokenizer": 3,
-    "tokenize_examples": 2,
+    "prepare_tokenizer": 4,
+    "tokenize_examples": 3,
     "train_proxy": 3,
     "score_examples": 2,
     "import_trajectories": 2,

@@ -47,8 +47,14 @@ def redacted(value: Any, name: str = "") -> Any:
     if isinstance(value, list | tuple):
         return [redacted(item, name) for item in value]
     if isinstance(value, str):
-        return "[redacted]" if _SECRET.search(name) and name != "tokenizer" else without_user_info(value)
+        return "[redacted]" if _tells_a_secret(name) else without_user_info(value)
     return value
+
+
+def _tells_a_secret(name: str) -> bool:
+    # Arms and sweeps name settings by their paths, several of them with `+`.
+    keys = (path.strip().rpartition(".")[2] for path in name.split("+"))
+    return any(_SECRET.search(key) and key != "tokenizer" for key in keys)
 
 
 def plain(text: str) -> str:

@@ -1,12 +1,13 @@
 """What an arm needs of its rows, checked as soon as they are counted and not after hours of training."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
 from s2l_ray.artifacts import Artifact
 from s2l_ray.config import Config, ExamplesConfig
 from s2l_ray.errors import ConfigError, DataError
+from s2l_ray.examples import turn_pairs
 from s2l_ray.judging.metrics import check_rows
 from s2l_ray.turns import Turn, last_exchange
 
@@ -34,8 +35,30 @@ class JudgeableRows:
         Raises:
             DataError: a metric can judge none of them.
         """
-        turns = artifact.read_table("examples-", ["turns"]).column("turns").to_pylist()
-        check_rows(self.metrics, [last_exchange([Turn(**turn) for turn in row]) for row in turns])
+        # A batch at a time, and no further than it takes: most rows can be judged.
+        check_rows(self.metrics, _exchanges(artifact), artifact.summary["rows_kept"])
+
+
+def _exchanges(examples: Artifact) -> Iterator[tuple[str, str]]:
+    for record in examples.files("examples-"):
+        for turns in turn_pairs(examples.read_rows(record, columns=["turns"]).column("turns")):
+            yield last_exchange([Turn(*turn) for turn in turns])
+
+
+@dataclass(frozen=True)
+class Tolerated:
+    """Held-out rows that were set aside are as few as the config allows: a run that allowed more has left the rest."""
+
+    config: Config
+
+    def __call__(self, artifact: Artifact) -> None:
+        """Check the summary of `eval_examples` or `eval_tokens`.
+
+        Raises:
+            DataError: more rows were set aside.
+        """
+        bad = "rows_rejected" if artifact.manifest.artifact == "eval_examples" else "rows_refused"
+        check_rejected(self.config.examples, artifact.summary[bad], artifact.summary["rows_in"])
 
 
 def check_rejected(examples: ExamplesConfig, rows_rejected: int, rows_in: int) -> None:

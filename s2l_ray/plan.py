@@ -15,7 +15,7 @@ from s2l_ray.input_files import InputFile
 from s2l_ray.inputs import find_inputs
 from s2l_ray.judging.bert_score import check_encoder
 from s2l_ray.judging.metrics import judges_of
-from s2l_ray.needs import JudgeableRows, Needs
+from s2l_ray.needs import JudgeableRows, Needs, Tolerated
 from s2l_ray.nodes import arm_nodes, encoder_of, model_outside, models_of, settings_of
 from s2l_ray.pretrained import check_fits, local_folder, pinned, pretrained_folder
 from s2l_ray.stage_settings import DiagnoseSettings, ReportSettings
@@ -78,6 +78,8 @@ def build_pipeline(
                 reported[f"{name}/{arm}"] = node
             if name in ("examples", "proxy_tokens", "target_tokens"):
                 checks.setdefault(node.key, []).append(Needs(config))
+            if name in ("eval_examples", "eval_tokens"):
+                checks.setdefault(node.key, []).append(Tolerated(config))
             if name == "eval_examples" and judges_of(config.evaluate.metrics):
                 checks.setdefault(node.key, []).append(JudgeableRows(config.evaluate.metrics))
     comparison = Node(

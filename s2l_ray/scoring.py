@@ -85,8 +85,10 @@ def means_by_group(
     value_N: NDArray[np.float64], group_N: Sequence[str], mean: Callable[[NDArray[np.float64]], Mean] = mean_of
 ) -> dict[str, Mean]:
     """Return the mean of every group, in order of name; a row's value may be several numbers, which `mean` knows."""
-    names = np.asarray(group_N, dtype=object)
-    return {str(name): mean(value_N[names == name]) for name in sorted(set(group_N))}
+    name_G, group_of_N = np.unique(np.asarray(group_N, dtype=object), return_inverse=True)
+    order = np.argsort(group_of_N, kind="stable")
+    parts = np.split(value_N[order], np.cumsum(np.bincount(group_of_N))[:-1])
+    return {str(name): mean(part) for name, part in zip(name_G, parts, strict=True)}
 
 
 def weighted_mean(

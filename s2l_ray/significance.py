@@ -239,7 +239,9 @@ def _hiding(found: Comparison) -> str:
 
 
 def interval_of_mean(values: Sequence[float]) -> tuple[float, float | None, float | None]:
-    """Return the mean over seeds with its t interval; no interval for fewer than two."""
+    """Return the mean over seeds with its t interval; none for fewer than two, or where no chance was seen."""
     array = np.asarray(values, np.float64)
+    if np.ptp(array) <= SAME * abs(float(array.mean())):
+        return float(array.mean()), None, None
     low, high, _ = _interval(array)
     return float(array.mean()), low, high

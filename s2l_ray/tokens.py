@@ -60,17 +60,16 @@ def render(turns: Sequence[tuple[str, str]], template: Literal["alpaca", "plain"
         return [Segment(content, is_response=True) for _, content in turns]
     segments: list[Segment] = []
     prompt = ""
-    system = next((content for role, content in turns if role == "system"), None)
-    if system is not None:
-        prompt = f"{system}\n\n"
-    elif alpaca:
+    if alpaca and not any(role == "system" for role, _ in turns):
         prompt = ALPACA_PREAMBLE[any(role == "input" for role, _ in turns)]
     for role, content in turns:
         if role in LEARNED:
             segments.append(Segment(prompt + ("### Response:" if alpaca else "Answer: "), is_response=False))
             segments.append(Segment(content, is_response=True))
             prompt = "\n\n" if alpaca else "\n"
-        elif role != "system":
+        elif role == "system":
+            prompt += f"{content}\n\n"
+        else:
             prompt += f"### {_HEADINGS[role]}:\n{content}\n\n" if alpaca else f"{content}\n"
     return segments
 

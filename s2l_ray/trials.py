@@ -203,7 +203,8 @@ def lines(result: SweepResult) -> Iterator[str]:
     metric = result.sweep.config.metric.replace("_", " ")
     if best is not None:
         value, low, high = best.mean
-        interval = f" [{low:.3f}, {high:.3f}]" if low is not None else " (one seed)"
+        alike = "one seed" if len(best.scores) == 1 else f"all {len(best.scores)} seeds alike"
+        interval = f" [{low:.3f}, {high:.3f}]" if low is not None else f" ({alike})"
         yield f"best: {best.label}: {metric} {value:.3f}{interval}"
     for comparison in result.comparisons():
         yield comparison.sentence

@@ -42,6 +42,11 @@ def last_exchange(turns: Sequence[Turn]) -> tuple[str, str]:
     return "\n".join(asked), turns[answer].content
 
 
+def lost_an_answer(turns: Sequence[Turn], spans: int) -> bool:
+    """Return whether fewer responses are left of a row that was cut than it has answers."""
+    return spans < sum(turn.role in LEARNED for turn in turns)
+
+
 def turns_of(row: Row, layout: Layout) -> tuple[Turn, ...]:
     """Return the turns of a row.
 
@@ -89,13 +94,20 @@ def _tools(column: str, value: object) -> str:
         return ""
     try:
         tools = json.loads(value) if isinstance(value, str) else value
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UnusableRowError(f"bad_tools: column `{shown(column)}` holds text that is no JSON: {error}") from error
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise bad_type(column, value, "a list of tools, or its JSON")
     if not tools:
         return ""
-    return value if isinstance(value, str) else json.dumps(tools, ensure_ascii=False)
+    return value if isinstance(value, str) else _json_of(tools, f"column `{shown(column)}`")
+
+
+def _json_of(value: object, where: str) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (TypeError, RecursionError) as error:
+        raise UnusableRowError(f"bad_tools: {where} holds what JSON cannot: {error}") from error
 
 
 def _history(row: Row, layout: Layout) -> list[Turn]:
@@ -178,7 +190,7 @@ def _calls(number: int, calls: Any) -> Turn | None:
         return None
     try:
         found = json.loads(calls) if isinstance(calls, str) else calls
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UnusableRowError(f"bad_turn: the tool calls of turn {number} are no JSON: {error}") from error
     found = found if isinstance(found, list) else [found]
     if not found:
@@ -189,4 +201,4 @@ def _calls(number: int, calls: Any) -> Turn | None:
             raise UnusableRowError(
                 f"bad_turn: a tool call of turn {number} names no function, expected {{name, arguments}}"
             )
-    return Turn("tool_calls", json.dumps(found, ensure_ascii=False))
+    return Turn("tool_calls", _json_of(found, f"turn {number}"))

@@ -216,18 +216,23 @@ def check_metrics(names: Iterable[str], *, allow_code_execution: bool) -> None:
             execution.check_allowed(name, allow_code_execution)
 
 
-def check_rows(names: Iterable[str], rows: Sequence[tuple[str, str]]) -> None:
+def check_rows(names: Iterable[str], rows: Iterable[tuple[str, str]], count: int) -> None:
     """Refuse held-out rows of which a metric can judge none.
 
     Args:
-        rows: question and reference of each.
+        rows: question and reference of each; no more are taken than it takes to know.
+        count: how many they are.
 
     Raises:
         DataError: with what the metric asks of a row.
     """
-    for name, metric in answer_metrics(names).items():
-        if not any(metric.can_judge(*row) for row in rows):
-            raise DataError(
-                f"evaluate.metrics: {name} can judge none of {len(rows)} held-out rows: each would need {metric.asks}. "
-                "Leave the metric out, or name other data with evaluate.path."
-            )
+    waiting = answer_metrics(names)
+    for row in rows:
+        waiting = {name: metric for name, metric in waiting.items() if not metric.can_judge(*row)}
+        if not waiting:
+            return
+    for name, metric in waiting.items():
+        raise DataError(
+            f"evaluate.metrics: {name} can judge none of {count} held-out rows: each would need {metric.asks}. "
+            "Leave the metric out, or name other data with evaluate.path."
+        )

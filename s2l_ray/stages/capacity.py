@@ -32,11 +32,6 @@ PLAIN_LABEL = r"[A-Za-z0-9][\w.-]*"
 Amounts = Mapping[str, float]
 
 
-def total_cpus() -> float:
-    """Return the CPUs that the cluster has now."""
-    return float(ray.cluster_resources().get("CPU", 0))
-
-
 def remote_options(demand: Demand) -> dict[str, Any]:
     """Return what a task or an actor of a stage asks for, by the names of Ray's options."""
     options: dict[str, Any] = {"num_cpus": demand.cpus, "num_gpus": demand.gpus or None}

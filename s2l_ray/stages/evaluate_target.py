@@ -36,7 +36,7 @@ from s2l_ray.stages.generate_with_vllm import Vllm, answer_shards, kept_answers
 from s2l_ray.stages.shards import Receipt, map_shards
 from s2l_ray.token_rows import TokenRows
 from s2l_ray.tokens import opened_tokenizer
-from s2l_ray.turns import Turn, last_exchange
+from s2l_ray.turns import Turn, last_exchange, lost_an_answer
 
 if TYPE_CHECKING:
     import torch
@@ -123,28 +123,38 @@ class JudgeShard:
         if not metrics:
             return {}, {}
         check_metrics(metrics, allow_code_execution=self.config.allow_code_execution)
-        answers = self._answers(model, rows, shard)
+        turns = self._turns(shard)
+        answers = self._answers(model, rows, shard, turns)
         aids = Aids(self.config.evaluate.encoder, str(model.device))
         judged = {name: metric.judge(answers, aids) for name, metric in metrics.items()}
-        columns = {"prediction": [answer.prediction for answer in answers]}
-        return (
-            columns | {name: found.verdicts for name, found in judged.items()},
-            {name: found.unsettled for name, found in judged.items()},
+        # What was cut off with its answer was not asked: the judge's question and reference are not the model's.
+        is_cut, spans_N = _cut_ids(self.inputs.eval_tokens), np.diff(rows.span_offset)
+        is_other_N = np.array(
+            [id_ in is_cut and lost_an_answer(row, n) for id_, row, n in zip(shard.ids, turns, spans_N, strict=True)]
         )
+        columns: dict[str, Any] = {"prediction": [answer.prediction for answer in answers]}
+        for name, found in judged.items():
+            is_left_out_N = is_other_N & bool(metrics[name].judged_by)
+            columns[name] = [None if out else v for v, out in zip(found.verdicts, is_left_out_N, strict=True)]
+        return columns, {name: found.unsettled for name, found in judged.items()}
 
-    def _answers(self, model: "PreTrainedModel", rows: TokenRows, shard: IdRange) -> list[Answered]:
+    def _turns(self, shard: IdRange) -> list[list[Turn]]:
+        columns = ["example_id", "turns"]
+        asked = self.inputs.eval_examples.read_examples("examples-", np.asarray(shard.ids, np.int64), columns)
+        return [[Turn(**turn) for turn in row] for row in asked.column("turns").to_pylist()]
+
+    def _answers(
+        self, model: "PreTrainedModel", rows: TokenRows, shard: IdRange, turns: Sequence[Sequence[Turn]]
+    ) -> list[Answered]:
         tokenizer = opened_tokenizer(self.inputs.tokenizer)
         stops = self.config.evaluate.stop
         prompts, answers = prompts_and_answers(rows)
         generated = self._generated(model, prompts, shard)
-        columns = ["example_id", "turns"]
-        asked = self.inputs.eval_examples.read_examples("examples-", np.asarray(shard.ids, np.int64), columns)
-        exchanges = [last_exchange([Turn(**turn) for turn in row]) for row in asked.column("turns").to_pylist()]
         return [
             Answered(
                 question, reference, tokenizer.decode(expected.tolist()), before_stop(tokenizer.decode(said), stops)
             )
-            for (question, reference), expected, said in zip(exchanges, answers, generated, strict=True)
+            for (question, reference), expected, said in zip(map(last_exchange, turns), answers, generated, strict=True)
         ]
 
     def _generated(
@@ -175,6 +185,12 @@ def _schema_of_part(metrics: Sequence[str]) -> pa.Schema:
 @lru_cache(maxsize=1)
 def _token_rows(tokens: Artifact) -> TokenRows:
     return TokenRows.from_table(tokens.read_table("tokens-", list(TokenRows.COLUMNS)))
+
+
+@lru_cache(maxsize=1)
+def _cut_ids(tokens: Artifact) -> frozenset[int]:
+    table = tokens.read_table("tokens-", ["example_id", "truncated"])
+    return frozenset(table.column("example_id").filter(table.column("truncated")).to_pylist())
 
 
 @lru_cache(maxsize=1)

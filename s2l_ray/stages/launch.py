@@ -111,7 +111,7 @@ def _trainer_class() -> Any:
 
 def _train_in_task(run: TrainingRun, output: StagedOutput, resources: TrainResources) -> None:
     """Train in a worker process of Ray's that may be warm from the stage before: seconds less than a gang's start."""
-    task = ray.remote(_training_task).options(
+    task = one_shot_on_gpu(_training_task, resources.gpus).options(
         name=run.label,
         **remote_options(resources),
         max_retries=resources.max_failures,
@@ -119,6 +119,15 @@ def _train_in_task(run: TrainingRun, output: StagedOutput, resources: TrainResou
         scheduling_strategy="DEFAULT",
     )
     ray.get(task.remote({"run": run, "output": output, "threads": resources.threads}))
+
+
+def one_shot_on_gpu(function: Callable[..., Any], gpus: float) -> Any:
+    """Return a remote function whose process ends with it where it has GPUs.
+
+    CUDA goes on with the GPU that a process began on, whichever Ray gives it next, and keeps its memory. Ray sees to
+    that itself only where GPUs are named as a function is made remote, not in its options.
+    """
+    return ray.remote(max_calls=1)(function) if gpus else ray.remote(function)
 
 
 def _training_worker(config: dict[str, Any]) -> None:

@@ -207,7 +207,9 @@ def _account(config: PrepareSettings, receipts: list[Receipt], rows_rejected: in
         )
     if rows_kept == 0:
         raise DataError(f"{config.key}: no row is left of {rows_in}. Expected at least one usable row.")
-    sources: Counter[str] = sum((Counter(note["sources"]) for note in notes), Counter())
+    sources: Counter[str] = Counter()
+    for note in notes:
+        sources.update(note["sources"])
     return {
         "rows_in": rows_in,
         "rows_kept": rows_kept,

@@ -23,7 +23,8 @@ from s2l_ray.log import display
 from s2l_ray.losses import mean_losses, response_loss_module
 from s2l_ray.models import device_and_precision, fresh_config
 from s2l_ray.pretrained import pretrained_folder
-from s2l_ray.stages.capacity import Autoscaler, remote_options, total_cpus, wait_for
+from s2l_ray.stages.capacity import at_once, remote_options, wait_for
+from s2l_ray.stages.launch import one_shot_on_gpu
 from s2l_ray.stages.runtime import limit_threads
 from s2l_ray.stages.train_worker import build_trainable
 from s2l_ray.token_rows import TokenRows
@@ -98,8 +99,8 @@ def _probe_of(node: Node, artifacts: Mapping[str, Artifact], resources: Resource
     tokens, tokenizer = (artifacts[node.inputs[name].key] for name in ("tokens", "tokenizer"))
     workers = demand.count
     if isinstance(demand, PoolResources):
-        there = demand.actors[1] if Autoscaler.ask().is_there else int(total_cpus() // demand.cpus)
-        workers = max(demand.count, min(demand.actors[1], there))
+        there = at_once(demand.model_copy(update={"actors": (1, 1)}))
+        workers = max(demand.count, int(min(demand.actors[1], there)))
     task = task_of(node, tokens, demand, workers)
     trainer = node if task.trains else node.inputs["proxy"]
     scoring = None if task.trains else node.config
@@ -125,7 +126,8 @@ def _measured_on_cluster(each: Probe, label: str, resources: ResourcesConfig) ->
     demand = each.task.demand
     alone = {"workers": 1} if isinstance(demand, TrainResources) else {"actors": (1, 1)}
     wait_for(demand.model_copy(update=alone), f"probe {label}", resources.wait_seconds)
-    task = ray.remote(_measured_in_task).options(name=f"probe {label}", **remote_options(demand), max_retries=1)
+    function = one_shot_on_gpu(_measured_in_task, demand.gpus)
+    task = function.options(name=f"probe {label}", **remote_options(demand), max_retries=1)
     found: Pace | dict[str, object] = ray.get(task.remote(each))
     if isinstance(found, Pace):
         return found

@@ -28,7 +28,7 @@ from s2l_ray.engines import (
     load_progress,
     save_progress,
     seal,
-    use_deterministic_kernels,
+    set_determinism,
 )
 from s2l_ray.models import build_model, device_and_precision, save_model, save_stops
 from s2l_ray.staged_output import StagedOutput
@@ -175,8 +175,7 @@ class _Worker:
     def _engine(self) -> tuple["PreTrainedModel", Engine]:
         job = self.job
         device, bf16 = device_and_precision(job.model.precision, job.resources.gpus)
-        if job.model.deterministic:
-            use_deterministic_kernels()
+        set_determinism(job.model.deterministic)  # also off: a process may have trained another model before
         model = self._model()
         settings = EngineSettings(
             weight_decay=job.model.weight_decay,
@@ -209,7 +208,8 @@ class _Worker:
 
     def go_on_from(self, folder: Path) -> None:
         """Take over engine, position and metrics of a checkpoint; begin anew where it is not what was saved."""
-        if not is_sealed(folder):
+        # All or none: a node that sees other files than the rest would train from another step than they do.
+        if self.engine.sum_over_workers(float(is_sealed(folder))) < self.world_size:
             publish_progress(self.job.output, 0, "the checkpoint is damaged; from the start")
             return
         self.engine.load(folder)

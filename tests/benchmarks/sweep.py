@@ -4,11 +4,13 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import ray
+
 from s2l_ray.digests import DigestCache
 from s2l_ray.graph import STAGES, Pipeline, examine
 from s2l_ray.log import display
 from s2l_ray.plan import build_pipeline
-from s2l_ray.stages import capacity, runtime
+from s2l_ray.stages import runtime
 from s2l_ray.stages.run import Runner
 from s2l_ray.stages.run_sweep import run_sweep
 from s2l_ray.storage import Storage
@@ -29,7 +31,7 @@ def measure() -> Iterator[Ratio]:
         pipelines = [build_pipeline(trial.experiment) for trial in sweep.trials]
         runtime.connect(resources)
         try:
-            at_once = int(capacity.total_cpus())
+            at_once = int(ray.cluster_resources()["CPU"])
             Runner(Pipeline.before(TAIL, pipelines), storage, resources).run()
             finished = run_sweep(sweep, storage)
         finally:

@@ -30,12 +30,17 @@ def put_sets(folder: Path) -> list[dict[str, str]]:
         file.parent.mkdir(parents=True, exist_ok=True)
         row = {"problem": f"Find $x + {i}$ at $x = 0$.", "level": "Level 1", "type": "Algebra"}
         file.write_text(json.dumps(row | {"solution": f"It is $\\boxed{{{i}}}$."}, indent=4))
+    # Its last answer does not fit into max_tokens: what is left asks for the first.
+    chat = [("user", "1 + 1?"), ("assistant", "2"), ("user", "and " * 300 + "4 + 1?"), ("assistant", "5")]
+    messages = [{"role": role, "content": content} for role, content in chat]
+    (folder / "chats.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
     (folder / "add.txt").write_text("".join(f"Calculate {i} + 1.\n{i + 1}\n" for i in range(ROWS)))
     return [
         {"path": str(folder / "SVAMP.json"), "format": "svamp"},
         {"path": str(folder / "AQuA.json")},
         {"path": str(folder / "MATH"), "format": "math"},
         {"path": str(folder / "add.txt"), "format": "mathematics", "source": "deepmind"},
+        {"path": str(folder / "chats.jsonl"), "source": "chats"},
     ]
 
 
@@ -61,13 +66,15 @@ def test_target_is_scored_on_each_set_by_its_name_and_asked_for_what_the_config_
     sets = ("svamp", "aqua", "math", "deepmind")
     assert {name: rows["source", name] for name in sets} == dict.fromkeys(sets, ROWS)
     assert rows["all", "all"] == ROWS * len(sets)
+    predictions = scores.read_table("predictions").to_pylist()
+    assert [row["source"] for row in predictions if row["math_answer"] is None] == ["chats"]
     (examples,) = made(tmp_path, "eval_examples")
     (asked,) = {turns[0]["content"] for turns in examples.read_table("examples-", ["turns"]).column("turns").to_pylist()
                 if turns[0]["content"].startswith("Bo has 3")}  # fmt: skip
-    (tokenized,) = [found for found in made(tmp_path, "tokens") if found.summary["rows_in"] == ROWS * len(sets)]
+    (tokenized,) = [found for found in made(tmp_path, "tokens") if found.summary["rows_in"] == ROWS * len(sets) + 1]
     (tokenizer,) = made(tmp_path, "tokenizer")
     opened = opened_tokenizer(tokenizer)
     texts = [opened.decode(ids) for ids in tokenized.read_table("tokens-").column("input_ids").to_pylist()]
     assert asked == "Bo has 3 pens. How many?"
     assert sum(f"### Instruction:\n{asked} Let's write a program.\n\n### Response:3" in text for text in texts) == 1
-    assert all(" Let's write a program.\n\n### Response:" in text for text in texts)
+    assert sum(" Let's write a program.\n\n### Response:" in text for text in texts) == ROWS * len(sets)

@@ -48,6 +48,14 @@ def test_computed_digest_is_known_from_then_on_and_to_others(storage, tmp_path, 
     assert DigestCache(storage).compute([file], {"revision": None}) == digest
 
 
+def test_runs_side_by_side_keep_what_the_other_has_found_out(storage, tmp_path):
+    files = [write(tmp_path / name, name) for name in "ab"]
+    caches = [DigestCache(storage) for _ in files]
+    for cache, file in zip(caches, files, strict=True):
+        cache.compute([file], {})
+    assert all(DigestCache(storage).known([file], {}) for file in files)
+
+
 def test_computing_hashes_only_what_is_new(storage, tmp_path, monkeypatch):
     first = write(tmp_path / "a", "x")
     DigestCache(storage).compute([first], {})

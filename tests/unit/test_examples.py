@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -273,6 +274,9 @@ def test_unusable_row_is_rejected_with_code_and_column(reject, row, code, names)
         (chat(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", " ")), "blank_output", "turn 4"),
         (GOOD_CHAT | {"tools": "add"}, "bad_tools", "`tools` holds text that is no JSON"),
         (GOOD_CHAT | {"tools": {"name": "add"}}, "wrong_type", "`tools` holds an object"),
+        (GOOD_CHAT | {"tools": "[" * 100_000}, "bad_tools", "`tools` holds text that is no JSON"),
+        (GOOD_CHAT | {"tools": [{"since": date(2026, 1, 1)}]}, "bad_tools", "`tools` holds what JSON cannot"),
+        (chat(("user", "a"), ("function_call", "[" * 100_000)), "bad_turn", "the tool calls of turn 2 are no JSON"),
         (chat(("user", "a"), ("function_call", "add(1)")), "bad_turn", "the tool calls of turn 2 are no JSON"),
         (chat(("user", "a"), ("function_call", "[]")), "bad_turn", "turn 2 calls no tool"),
         (chat(("user", "a"), ("function_call", "[{}]")), "bad_turn", "a tool call of turn 2 names no function"),

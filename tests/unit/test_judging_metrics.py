@@ -1,5 +1,6 @@
 """The metrics of answers: what each needs, what it says of a row, and what of it is in the scores' address."""
 
+import itertools
 import json
 from typing import get_args
 
@@ -12,7 +13,7 @@ from s2l_ray.judging import math_answers, symbolic
 from s2l_ray.judging.metrics import METRICS, Aids, Answered, check_metrics, check_rows, judges_of, verdict_columns
 from s2l_ray.judging.symbolic import MathVerify
 from s2l_ray.significance import HIGHER_IS_BETTER
-from s2l_ray.turns import Turn, last_exchange
+from s2l_ray.turns import Turn, last_exchange, lost_an_answer
 
 ADDING = "Write a function.\nYour code should pass: assert add(1, 2) == 3"
 
@@ -96,9 +97,13 @@ def test_metric_that_runs_programs_is_refused_unless_the_command_line_allows_it(
     ],
 )
 def test_held_out_rows_of_which_a_metric_can_judge_none_are_refused(metric, good, bad):
-    check_rows(["loss", metric], [bad, good])
+    check_rows(["loss", metric], iter([bad, good]), 2)
     with pytest.raises(DataError, match=metric):
-        check_rows(["loss", metric], [bad, bad])
+        check_rows(["loss", metric], iter([bad, bad]), 2)
+
+
+def test_no_more_held_out_rows_are_looked_at_than_it_takes():
+    check_rows(["math_answer", "rouge_l"], itertools.repeat(("q", "#### 5")), 1)
 
 
 def test_predictions_have_a_column_for_each_metric_and_stay_as_they_were_for_the_old():
@@ -114,6 +119,11 @@ def test_last_exchange_is_what_was_asked_last_and_its_answer():
     turns = [Turn("system", "s"), Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c"), Turn("input", "d")]
     assert last_exchange([*turns, Turn("assistant", "e")]) == ("c\nd", "e")
     assert last_exchange([Turn("text", "e")]) == ("", "e")
+
+
+def test_row_that_was_cut_before_an_answer_has_lost_one():
+    turns = [Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c"), Turn("assistant", "d")]
+    assert [lost_an_answer(turns, spans) for spans in (1, 2)] == [True, False]
 
 
 # -------------------------------------------------------------------------------------------------- the process behind

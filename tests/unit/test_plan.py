@@ -23,7 +23,7 @@ from s2l_ray.errors import ConfigError, DataError, S2LError
 from s2l_ray.experiment import Experiment, experiment_of, load_experiment, parse_sparse
 from s2l_ray.extension import arm_to_extend, build_extension
 from s2l_ray.graph import STAGES, Node, Pipeline, examine
-from s2l_ray.needs import Needs
+from s2l_ray.needs import Needs, Tolerated
 from s2l_ray.plan import build_pipeline
 from s2l_ray.storage import Storage
 from s2l_ray.strict_yaml import parse_yaml
@@ -588,6 +588,17 @@ def test_examine_of_an_input_not_hashed_yet_says_so(storage, tmp_path):
     assert str(path) in examples.why
     DigestCache(storage).compute(examples.node.outside.files, examples.node.outside.facts)
     assert next(s for s in states_of(pipeline, storage) if s.node.artifact == "examples").fingerprint
+
+
+@pytest.mark.parametrize(("artifact", "bad"), [("eval_examples", "rows_rejected"), ("tokens", "rows_refused")])
+def test_check_held_out_rows_that_another_run_set_aside_are_as_few_as_this_one_allows(artifact, bad):
+    summary = {"rows_in": 100, bad: 1}
+    found = Artifact(Storage("/nowhere"), Manifest(artifact, "f", {}, {}, (), summary, {"attempt": "a"}))
+    settings = {"path": "rows.jsonl", "on_bad_row": "reject", "max_rejected": 0.01}
+    Tolerated(Config.model_validate({"examples": settings}))(found)
+    for stricter in ({"max_rejected": 0.001}, {"on_bad_row": "error"}):
+        with pytest.raises(DataError, match="1 of 100 rows are bad"):
+            Tolerated(Config.model_validate({"examples": {**settings, **stricter}}))(found)
 
 
 ROWS = {"examples": {"path": "rows.jsonl"}}

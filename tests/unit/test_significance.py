@@ -171,6 +171,7 @@ def test_interval_of_mean_is_scipys():
     expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert interval_of_mean(values) == pytest.approx((0.3, expected.low, expected.high))
     assert interval_of_mean([0.1]) == (0.1, None, None)
+    assert interval_of_mean([0.25, 0.25, 0.25]) == (0.25, None, None)  # no chance was seen, which does not make it sure
 
 
 def test_no_budget_is_recommended_where_all_score_the_same_with_every_seed():

@@ -167,6 +167,8 @@ def test_resolved_config_is_complete_and_lies_beside_the_comparison(storage):
         {"path": f"https://user:p@{CANARY}@host/x"},
         {"paths": [f"gs://{CANARY}@b/c", "plain"]},
         {"inputs": ({"path": f"s3://{CANARY}@b"},)},
+        {"arms": {"a": {"examples.api_key": CANARY}}},
+        {"parameters": {"select.seed + x.password": [CANARY]}},
     ],
 )
 def test_secret_is_redacted(config):
@@ -179,6 +181,8 @@ def test_redaction_leaves_everything_else_alone():
         "select": {"budget": "2M tokens", "method": "paper"},
         "target": {"match": "tokens", "model": "microsoft/phi-2"},
         "examples": {"path": "s3://bucket/dir", "columns": {"id": "key"}},
+        "arms": {"a": {"tokens.template": "plain"}, "b": {"tokens.tokenizer": "word_level"}},
+        "parameters": {"tokens.template + tokens.proxy_template": ["plain", "alpaca"]},
         "none": None,
         "list": [1, 2.5, True],
     }

@@ -100,6 +100,15 @@ def test_render_multi_turn_alternates_and_holds_every_text_once():
         assert [text.count(content) for _, content in turns] == [1] * 5
 
 
+def test_render_every_system_text_stands_where_it_was_said():
+    turns = [("system", "s1"), ("system", "s2"), ("user", "u1"), ("assistant", "a1"), ("system", "s3"), ("user", "u2")]
+    for template in ("alpaca", "plain"):
+        text = "".join(s.text for s in render([*turns, ("assistant", "a2")], template))
+        places = [text.index(content) for _, content in turns]
+        assert places == sorted(places)
+        assert [text.count(content) for _, content in turns] == [1] * len(turns)
+
+
 def test_render_braces_in_the_data_stay_as_they_are():
     prompt, response = render([("user", "{{ x }} {0} %s"), ("assistant", "{instruction}")], "alpaca")
     assert "{{ x }} {0} %s" in prompt.text
