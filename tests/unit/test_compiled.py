@@ -68,7 +68,8 @@ def test_lloyd_compiled_is_lloyd_by_numpy_to_the_last_bit(kind, n_blocks, empty,
     st.integers(0, 10_000),
     st.sampled_from(CHECKPOINTS),
     st.integers(2, 40),
-    st.floats(0, 3),
+    # A mean of losses on a grid moves by nothing, or by more than the least that float32 rounds to a share of itself.
+    st.floats(0, 3).map(lambda reach: reach if reach > 2.0**-60 else 0.0),
     st.sampled_from([2.0**-16, 1.0, 2.0**14]),
     st.sampled_from([0.0, 2.0**4]),
 )

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from s2l_ray import schemas
+from s2l_ray import schemas, turns
 from s2l_ray.config import InputPath
 from s2l_ray.draws import draw_hash
 from s2l_ray.errors import DataError
@@ -33,9 +33,11 @@ from s2l_ray.examples import (
     locations,
     read_examples,
 )
+from s2l_ray.formats.row import UnusableRowError
 from s2l_ray.input_files import InputFile
 from s2l_ray.inputs import find_inputs
 from s2l_ray.layouts import Layout, detect_layout
+from s2l_ray.raw_rows import read_rows
 
 GOLDEN = -3463304362674469291
 GOOD = {"instruction": "ask", "output": "answer"}
@@ -275,7 +277,6 @@ def test_unusable_row_is_rejected_with_code_and_column(reject, row, code, names)
         (GOOD_CHAT | {"tools": "add"}, "bad_tools", "`tools` holds text that is no JSON"),
         (GOOD_CHAT | {"tools": {"name": "add"}}, "wrong_type", "`tools` holds an object"),
         (GOOD_CHAT | {"tools": "[" * 100_000}, "bad_tools", "`tools` holds text that is no JSON"),
-        (GOOD_CHAT | {"tools": [{"since": date(2026, 1, 1)}]}, "bad_tools", "`tools` holds what JSON cannot"),
         (chat(("user", "a"), ("function_call", "[" * 100_000)), "bad_turn", "the tool calls of turn 2 are no JSON"),
         (chat(("user", "a"), ("function_call", "add(1)")), "bad_turn", "the tool calls of turn 2 are no JSON"),
         (chat(("user", "a"), ("function_call", "[]")), "bad_turn", "turn 2 calls no tool"),
@@ -291,6 +292,15 @@ def test_unusable_chat_is_rejected_naming_the_turn(reject, row, code, names):
     reason = reject(row, GOOD_CHAT)
     assert reason.startswith(f"{code}: ")
     assert names in reason
+
+
+def test_tools_of_a_table_that_json_cannot_hold_make_a_bad_row(tmp_path):
+    rows = [GOOD_CHAT | {"tools": [{"name": "add", "since": date(2026, 1, 1)}]}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "chats.parquet")
+    (file,) = find_inputs(str(tmp_path / "chats.parquet"), key="examples.path")
+    (found,) = [row for _, row in read_rows(file)]
+    with pytest.raises(UnusableRowError, match="bad_tools: column `tools` holds what JSON cannot"):
+        turns._tools("tools", found["tools"])
 
 
 def test_bad_row_error_names_file_line_reason_and_the_mend():
