@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -130,6 +130,15 @@ def _is_at_work(storage: Path, artifact: str, pid: int) -> bool:
     return any(f'"pid": {pid},' in path.read_text() for path in storage.glob(f"{artifact}/*/attempt-*/heartbeat.json"))
 
 
+@pytest.fixture
+def sigint() -> Iterator[None]:
+    """Let children have SIGINT where a shell has begun these tests in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("sigint")
 def test_interrupted_run_exits_130_ends_its_ray_and_goes_on(tmp_path: Path, finished_run: FinishedRun) -> None:
     config, storage = copy_before("proxy", finished_run, tmp_path), tmp_path / "storage"
     arguments = ("run", str(config), "--json", "--until", "train_proxy")
@@ -149,6 +158,7 @@ def test_interrupted_run_exits_130_ends_its_ray_and_goes_on(tmp_path: Path, fini
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("sigint")
 def test_second_ctrl_c_ends_at_once_and_the_same_command_goes_on(tmp_path: Path) -> None:
     config, storage = write_config(tmp_path), tmp_path / "storage"
     arguments = ("run", str(config), "--json", "--until", "train_proxy")
