@@ -237,8 +237,9 @@ def set_determinism(is_wanted: bool) -> None:
     """
     import torch
 
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    os.environ["FLASH_ATTENTION_DETERMINISTIC"] = "1" if is_wanted else "0"
+    if is_wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        os.environ["FLASH_ATTENTION_DETERMINISTIC"] = "1"
     torch.use_deterministic_algorithms(is_wanted)
 
 

@@ -57,8 +57,7 @@ class Tolerated:
         Raises:
             DataError: more rows were set aside.
         """
-        bad = "rows_rejected" if artifact.manifest.artifact == "eval_examples" else "rows_refused"
-        check_rejected(self.config.examples, artifact.summary[bad], artifact.summary["rows_in"])
+        _check_tolerated(self.config.examples, artifact)
 
 
 def check_rejected(examples: ExamplesConfig, rows_rejected: int, rows_in: int) -> None:
@@ -80,6 +79,12 @@ def check_rejected(examples: ExamplesConfig, rows_rejected: int, rows_in: int) -
         )
 
 
+def _check_tolerated(examples: ExamplesConfig, artifact: Artifact) -> None:
+    # The rows that are kept are the same for every tolerance; they may come from a run that had a greater one.
+    bad = "rows_refused" if artifact.manifest.artifact == "tokens" else "rows_rejected"
+    check_rejected(examples, artifact.summary[bad], artifact.summary["rows_in"])
+
+
 @dataclass(frozen=True)
 class Needs:
     """What one arm needs of the rows, said as soon as they are counted and not after hours of training."""
@@ -92,12 +97,10 @@ class Needs:
         Raises:
             ConfigError: a number does not fit the rows, or rows lack the source that the config divides them by.
         """
+        _check_tolerated(self.config.examples, artifact)
         if artifact.manifest.artifact == "examples":
-            # The rows that are kept are the same for every tolerance; they may come from a run that had a greater one.
-            check_rejected(self.config.examples, artifact.summary["rows_rejected"], artifact.summary["rows_in"])
             self._check_sources(artifact.summary["rows_per_source"])
         else:
-            check_rejected(self.config.examples, artifact.summary["rows_refused"], artifact.summary["rows_in"])
             self._check_numbers(artifact.summary["rows_kept"])
 
     def _check_sources(self, rows_per_source: Mapping[str, int]) -> None:

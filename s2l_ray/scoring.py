@@ -87,7 +87,7 @@ def means_by_group(
     """Return the mean of every group, in order of name; a row's value may be several numbers, which `mean` knows."""
     name_G, group_of_N = np.unique(np.asarray(group_N, dtype=object), return_inverse=True)
     order = np.argsort(group_of_N, kind="stable")
-    parts = np.split(value_N[order], np.cumsum(np.bincount(group_of_N))[:-1])
+    parts = np.split(value_N[order], np.cumsum(np.bincount(group_of_N)))[:-1]  # nothing is behind the last
     return {str(name): mean(part) for name, part in zip(name_G, parts, strict=True)}
 
 

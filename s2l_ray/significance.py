@@ -116,13 +116,17 @@ def compare_paired(scores: Scores, baseline_scores: Scores, *, name: str, baseli
         raise DataError(f"{metric} of {name} or {baseline} is NaN or infinite for some seed; it cannot be compared.")
     difference = (ours - theirs) * (1 if higher_is_better(metric) else -1)
     low, high, p_value = _interval(difference)
-    if len(seeds) > 1 and difference.any() and np.ptp(difference) <= SAME * abs(difference.mean()):
+    if len(seeds) > 1 and difference.any() and _are_alike(difference):
         # One measurement, again and again: a seed that decides nothing, or scores in coarse steps. No chance was seen.
         low = high = p_value = None
     return Comparison(
         name, baseline, metric, len(seeds), float(ours.mean()), float(theirs.mean()), float(difference.mean()),
         low, high, p_value,
     )  # fmt: skip
+
+
+def _are_alike(values: NDArray[np.float64]) -> bool:
+    return bool(np.ptp(values) <= SAME * abs(values.mean()))
 
 
 def _interval(values: NDArray[np.float64]) -> tuple[float | None, float | None, float | None]:
@@ -241,7 +245,7 @@ def _hiding(found: Comparison) -> str:
 def interval_of_mean(values: Sequence[float]) -> tuple[float, float | None, float | None]:
     """Return the mean over seeds with its t interval; none for fewer than two, or where no chance was seen."""
     array = np.asarray(values, np.float64)
-    if np.ptp(array) <= SAME * abs(float(array.mean())):
+    if _are_alike(array):
         return float(array.mean()), None, None
     low, high, _ = _interval(array)
     return float(array.mean()), low, high

@@ -181,8 +181,8 @@ METRICS: Mapping[str, Metric] = {
 
 
 def is_share(name: str) -> bool:
-    """Return whether a metric is a share of rows: its verdicts are yes or no."""
-    return name in METRICS and pa.types.is_boolean(METRICS[name].column)
+    """Return whether a metric is a share of rows."""
+    return name in METRICS and METRICS[name].mean is share_of
 
 
 def answer_metrics(names: Iterable[str]) -> dict[str, Metric]:

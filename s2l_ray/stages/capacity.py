@@ -44,6 +44,15 @@ def remote_options(demand: Demand) -> dict[str, Any]:
     return options
 
 
+def one_shot_on_gpu(function: Callable[..., Any], gpus: float) -> Any:
+    """Return a remote function whose process ends with it where it has GPUs.
+
+    CUDA goes on with the GPU that a process began on, whichever Ray gives it next, and keeps its memory. Ray sees to
+    that itself only where GPUs are named as a function is made remote, not in its options.
+    """
+    return ray.remote(max_calls=1)(function) if gpus else ray.remote(function)
+
+
 def at_once(demand: Demand) -> float:
     """Return how many times the cluster holds a stage; what an autoscaler may add is not known before it has."""
     if Autoscaler.ask().is_there:

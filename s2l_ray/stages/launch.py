@@ -15,7 +15,7 @@ from s2l_ray.errors import S2LError, StageFailed, decode_error, encode_error
 from s2l_ray.log import display
 from s2l_ray.staged_output import StagedOutput
 from s2l_ray.stages import runtime
-from s2l_ray.stages.capacity import remote_options
+from s2l_ray.stages.capacity import one_shot_on_gpu, remote_options
 from s2l_ray.stages.shared_storage import check_sign, leave_sign
 
 PROGRESS_SECONDS = 0.5
@@ -119,15 +119,6 @@ def _train_in_task(run: TrainingRun, output: StagedOutput, resources: TrainResou
         scheduling_strategy="DEFAULT",
     )
     ray.get(task.remote({"run": run, "output": output, "threads": resources.threads}))
-
-
-def one_shot_on_gpu(function: Callable[..., Any], gpus: float) -> Any:
-    """Return a remote function whose process ends with it where it has GPUs.
-
-    CUDA goes on with the GPU that a process began on, whichever Ray gives it next, and keeps its memory. Ray sees to
-    that itself only where GPUs are named as a function is made remote, not in its options.
-    """
-    return ray.remote(max_calls=1)(function) if gpus else ray.remote(function)
 
 
 def _training_worker(config: dict[str, Any]) -> None:

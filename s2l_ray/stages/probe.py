@@ -23,8 +23,7 @@ from s2l_ray.log import display
 from s2l_ray.losses import mean_losses, response_loss_module
 from s2l_ray.models import device_and_precision, fresh_config
 from s2l_ray.pretrained import pretrained_folder
-from s2l_ray.stages.capacity import at_once, remote_options, wait_for
-from s2l_ray.stages.launch import one_shot_on_gpu
+from s2l_ray.stages.capacity import at_once, one_shot_on_gpu, remote_options, wait_for
 from s2l_ray.stages.runtime import limit_threads
 from s2l_ray.stages.train_worker import build_trainable
 from s2l_ray.token_rows import TokenRows

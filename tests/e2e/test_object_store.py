@@ -276,6 +276,25 @@ def test_store_that_refuses_every_other_request_is_asked_again_however_often(sto
     store.calm()
 
 
+@pytest.mark.slow
+def test_rows_of_the_subset_are_those_of_the_input(quickstart: Storage) -> None:
+    lines = (quickstart.filesystem.open_input_stream(f"{BUCKET}/data/rows.jsonl")).read().splitlines()
+    for subset in artifacts_of(quickstart, "subset"):
+        with quickstart.filesystem.open_input_file(subset.path("subset.parquet")) as stream:
+            chosen = pq.read_table(stream).column("example_id").to_pylist()
+        with quickstart.filesystem.open_input_stream(subset.path("rows/rows.jsonl")) as stream:
+            assert stream.read().splitlines() == [lines[i] for i in sorted(chosen)]
+
+
+@pytest.mark.slow
+def test_model_folder_of_every_target_is_there(quickstart: Storage) -> None:
+    targets = artifacts_of(quickstart, "target")
+    assert len(targets) == 3
+    for target in targets:
+        infos = quickstart.filesystem.get_file_info(pafs.FileSelector(target.path("model")))
+        assert {"config.json", "model.safetensors", "tokenizer.json"} <= {info.base_name for info in infos}
+
+
 @pytest.mark.faults
 @pytest.mark.slow
 def test_store_that_refuses_and_dawdles_now_and_then_changes_nothing(store: ObjectStore, quickstart: Storage) -> None:

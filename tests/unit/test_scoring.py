@@ -165,3 +165,7 @@ def test_tail_is_no_more_common_than_the_rest(counts):
     assert len(tail) == len(counts) // 2
     rest = [counts[name] for name in counts if name not in tail]
     assert not tail or max(counts[name] for name in tail) <= min(rest)
+
+
+def test_means_of_no_rows_are_none():
+    assert means_by_group(np.array([]), []) == {}
