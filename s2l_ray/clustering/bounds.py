@@ -22,7 +22,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from s2l_ray.clustering.kmeans import INERTIA_UNITS, Partial, merge, partial_sums
 from s2l_ray.clustering.nearest import (
     APART,
     NARROWER,
@@ -35,6 +34,7 @@ from s2l_ray.clustering.nearest import (
     nearest_two,
     sq_distance_to_own,
 )
+from s2l_ray.clustering.partials import INERTIA_UNITS, Partial, merge, partial_sums
 from s2l_ray.losses import rounded
 
 NEIGHBOURS = 256

@@ -1,241 +1,29 @@
 """K-means on loss trajectories, in pieces that give the same bits however the rows are cut into blocks.
 
-Start (`seeding`), assign one block (`nearest.assign`), reduce it (`partial_sums`), combine blocks
-(`merge`), move the centroids (`update`), and the loop around them (`lloyd`). The loop takes the pass over the
-rows as a callback, so that a test gives it a plain function and the stage gives it one task per block. `fit`
-joins the pieces in memory; `bounds` has a pass that gives the same and looks at fewer rows.
+Start (`seeding`), assign one block (`nearest.assign`), reduce it and combine blocks (`partials`), fill clusters that
+are empty (`relocation`), and the loop around them (`lloyd`). The loop takes the pass over the rows as a callback, so
+that a test gives it a plain function and the stage gives it one task per block. `fit` joins the pieces in memory;
+`bounds` has a pass that gives the same and looks at fewer rows.
 
-Shape suffixes: N examples, T checkpoints, K clusters, C candidate rows.
+Shape suffixes: N examples, T checkpoints, K clusters.
 
-Why the bits do not depend on the blocks: trajectories are float32 multiples of 2**-20 nat, so float64 sums of
-them are exact up to 2**33 and may be added in any order; distances that are kept or compared closely come
-from one formula with a fixed order of operations, never from a matrix product; the inertia is summed as
-integers. On values that are not on that grid everything still works, but the last bits of the centroids may
-then depend on the blocks.
+Why the bits do not depend on the blocks: sums of trajectories are exact (`partials`); distances that are kept or
+compared closely come from one formula with a fixed order of operations, never from a matrix product.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-from s2l_ray.clustering.nearest import Assignment, FloatArray, IntArray, LossArray, assign
+from s2l_ray.clustering.nearest import Assignment, FloatArray, LossArray, assign
+from s2l_ray.clustering.partials import Partial, partial_sums, update
+from s2l_ray.clustering.relocation import Candidates, farthest, relocate_empty
 from s2l_ray.clustering.seeding import START_ROWS, effective_n_clusters, initial_centroids, validate_trajectories
 from s2l_ray.errors import ConfigError
-
-INERTIA_UNITS = 2**80
-"""Squared distances are summed as integers, rounded to multiples of 1 / INERTIA_UNITS [nat^2]."""
-
-
-@dataclass(frozen=True, eq=False)
-class Partial:
-    """What one block, or any number of merged blocks, contributes to the next centroids.
-
-    Attributes:
-        count_K: rows per cluster, int64.
-        sum_KT: sum of the trajectories per cluster [nats/token], float64, exact on the 2**-20 grid.
-        inertia_units: sum of squared distances in units of 1 / INERTIA_UNITS nat^2; a Python int, so no order
-            of merging can change it. Distances of 2**-28 nat^2 and above enter it exactly.
-    """
-
-    count_K: npt.NDArray[np.int64]
-    sum_KT: FloatArray
-    inertia_units: int
-
-    @classmethod
-    def zero(cls, n_clusters: int, n_checkpoints: int) -> "Partial":
-        """Return the neutral element of `merge`: no rows."""
-        return cls(np.zeros(n_clusters, dtype=np.int64), np.zeros((n_clusters, n_checkpoints)), 0)
-
-    @property
-    def inertia(self) -> float:
-        """Sum of squared distances to the assigned centroids [nat^2]."""
-        return self.inertia_units / INERTIA_UNITS
-
-    @property
-    def n_empty(self) -> int:
-        """Number of clusters without a row."""
-        return int(np.count_nonzero(self.count_K == 0))
-
-
-def partial_sums(loss_NT: LossArray, assignment: Assignment, n_clusters: int) -> Partial:
-    """Reduce an assigned block to counts, sums and inertia.
-
-    Args:
-        loss_NT: trajectories [nats/token]; N = 0 is allowed.
-        assignment: of the same rows.
-        n_clusters: K.
-
-    Returns:
-        The block's contribution.
-    """
-    count_K = np.bincount(assignment.labels, minlength=n_clusters).astype(np.int64)
-    sum_KT = np.empty((n_clusters, loss_NT.shape[1]))
-    for t in range(loss_NT.shape[1]):
-        # A column at a time: bincount is several times faster than np.add.at, and just as exact on the grid.
-        sum_KT[:, t] = np.bincount(assignment.labels, weights=loss_NT[:, t], minlength=n_clusters)
-    return Partial(count_K, sum_KT, _inertia_units(assignment.sq_distance))
-
-
-def _inertia_units(sq_distance_N: FloatArray) -> int:
-    # Three digits of base 2**40 (whole, fraction, fraction of that), each of which int64 holds.
-    total, rest_N = 0, sq_distance_N
-    for _ in range(2):
-        digit_N = np.floor(rest_N)
-        total = (total + _exact_sum(digit_N.astype(np.int64))) << 40
-        rest_N = (rest_N - digit_N) * 2.0**40
-    return total + _exact_sum(np.rint(rest_N).astype(np.int64))
-
-
-def _exact_sum(value_N: npt.NDArray[np.int64]) -> int:
-    # Two halves of 32 bits, each of which int64 can sum over 2**31 rows.
-    return (int((value_N >> 32).sum()) << 32) + int((value_N & 0xFFFF_FFFF).sum())
-
-
-def merge(partials: Iterable[Partial]) -> Partial:
-    """Add the contributions of blocks. Commutative and associative to the last bit on the 2**-20 grid.
-
-    Args:
-        partials: at least one; all of the same K and T.
-
-    Returns:
-        Their sum.
-
-    Raises:
-        ValueError: no partial at all, or shapes that differ.
-    """
-    iterator = iter(partials)
-    first = next(iterator, None)
-    if first is None:
-        raise ValueError("merge needs at least one Partial; use Partial.zero for no rows.")
-    count_K, sum_KT, inertia_units = first.count_K.copy(), first.sum_KT.copy(), first.inertia_units
-    for other in iterator:
-        if other.sum_KT.shape != sum_KT.shape:
-            raise ValueError(f"cannot merge partials of shapes {sum_KT.shape} and {other.sum_KT.shape}.")
-        count_K += other.count_K
-        sum_KT += other.sum_KT
-        inertia_units += other.inertia_units
-    return Partial(count_K, sum_KT, inertia_units)
-
-
-@dataclass(frozen=True, eq=False)
-class Candidates:
-    """The rows farthest from their own centroids, farthest first; equal distances by ascending key.
-
-    Attributes:
-        sq_distance_C: squared distance to the own centroid [nat^2].
-        row_key_C: the caller's key of the row, unique, independent of blocks (`example_id`).
-        labels_C: the cluster that the row is assigned to.
-        loss_CT: its trajectory [nats/token], float64.
-    """
-
-    sq_distance_C: FloatArray
-    row_key_C: IntArray
-    labels_C: npt.NDArray[np.int32]
-    loss_CT: FloatArray
-
-    def _best(self, n: int) -> "Candidates":
-        order = np.lexsort((self.row_key_C, -self.sq_distance_C))[:n]
-        return Candidates(self.sq_distance_C[order], self.row_key_C[order], self.labels_C[order], self.loss_CT[order])
-
-
-def farthest(loss_NT: LossArray, assignment: Assignment, row_key_N: IntArray, n: int) -> Candidates:
-    """Find the n rows of a block that are farthest from their own centroids.
-
-    Args:
-        loss_NT: trajectories [nats/token].
-        assignment: of the same rows, to the centroids that left clusters empty.
-        row_key_N: unique integer key of each row that does not depend on the blocks.
-        n: rows wanted, the number of empty clusters of the whole data; fewer come back from a smaller block.
-
-    Returns:
-        Candidates, ordered by (distance descending, key ascending).
-    """
-    n_rows = len(loss_NT)
-    keep = np.arange(n_rows)
-    if 0 < n < n_rows:
-        threshold = np.partition(assignment.sq_distance, n_rows - n)[n_rows - n]
-        keep = np.flatnonzero(assignment.sq_distance >= threshold)  # all rows at the threshold: the key decides
-    return Candidates(
-        assignment.sq_distance[keep],
-        row_key_N[keep],
-        assignment.labels[keep],
-        np.asarray(loss_NT[keep], dtype=np.float64),
-    )._best(n)
-
-
-def merge_farthest(candidates: Iterable[Candidates], n: int) -> Candidates:
-    """Combine the candidates of blocks into the n farthest of all rows.
-
-    Args:
-        candidates: at least one; row keys of one dtype.
-        n: rows wanted.
-
-    Returns:
-        Candidates, ordered by (distance descending, key ascending).
-
-    Raises:
-        ValueError: no candidates at all, or row keys of several dtypes (numpy would compare them as floats).
-    """
-    parts = list(candidates)
-    dtypes = {str(part.row_key_C.dtype) for part in parts}
-    if len(dtypes) != 1:
-        raise ValueError(f"row keys must have one integer dtype in all blocks, found {sorted(dtypes)}.")
-    return Candidates(
-        np.concatenate([part.sq_distance_C for part in parts]),
-        np.concatenate([part.row_key_C for part in parts]),
-        np.concatenate([part.labels_C for part in parts]),
-        np.concatenate([part.loss_CT for part in parts]),
-    )._best(n)
-
-
-def relocate_empty(partial: Partial, candidates: Candidates) -> Partial:
-    """Give each empty cluster, by ascending id, the next farthest row, which leaves its old cluster.
-
-    As in scikit-learn a row may leave even when it is the last of its cluster. That cluster then has no row,
-    and `update` leaves its centroid where it was (scikit-learn would move it onto the largest cluster's
-    centroid, where it can never win a row). Unlike scikit-learn, a row at distance 0 is not taken: its copy
-    of a centroid could not win a row either, and the loop would go on exchanging the two.
-
-    Args:
-        partial: of all rows.
-        candidates: farthest rows of all rows, from the same assignment; too few leave clusters empty.
-
-    Returns:
-        The corrected partial; the inertia, which belongs to the assignment, stays.
-
-    Source:
-        scikit-learn, `_k_means_common.pyx`, `_relocate_empty_clusters_dense`.
-    """
-    count_K, sum_KT = partial.count_K.copy(), partial.sum_KT.copy()
-    n_useful = int(np.count_nonzero(candidates.sq_distance_C > 0.0))
-    empty = np.flatnonzero(partial.count_K == 0)
-    for cluster, row in zip(empty, range(n_useful), strict=False):
-        old = candidates.labels_C[row]
-        count_K[old] -= 1
-        sum_KT[old] -= candidates.loss_CT[row]
-        count_K[cluster] = 1
-        sum_KT[cluster] = candidates.loss_CT[row]
-    return Partial(count_K, sum_KT, partial.inertia_units)
-
-
-def update(partial: Partial, previous_centroid_KT: FloatArray) -> FloatArray:
-    """Move each centroid to the mean of its rows; a cluster without rows keeps its previous centroid.
-
-    Args:
-        partial: of all rows.
-        previous_centroid_KT: the centroids that the rows were assigned to [nats/token].
-
-    Returns:
-        centroid_KT [nats/token], finite.
-    """
-    filled_K1 = (partial.count_K > 0)[:, None]
-    mean_KT = partial.sum_KT / np.maximum(partial.count_K, 1)[:, None]
-    return np.where(filled_K1, mean_KT, previous_centroid_KT)
 
 
 @dataclass(frozen=True)

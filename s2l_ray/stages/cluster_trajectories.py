@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from s2l_ray import schemas
 from s2l_ray.artifacts import FileRecord, StageResult
-from s2l_ray.clustering import kmeans, nearest, seeding
+from s2l_ray.clustering import kmeans, nearest, partials, seeding
 from s2l_ray.clustering.partition import share_clusters
 from s2l_ray.config import ClusterConfig, PoolResources, ResourcesConfig
 from s2l_ray.id_index import IdIndex
@@ -153,7 +153,7 @@ def _cluster(stratum: str, rows: StratumRows, n_clusters: int, settings: _Settin
 
 def _write_all(
     blocks: list[Block], clustered: list[Clustered], settings: _Settings, output: StagedOutput
-) -> tuple[list[FileRecord], list[kmeans.Partial]]:
+) -> tuple[list[FileRecord], list[partials.Partial]]:
     """Assign all rows to the final centroids and write files for each block; return the size and inertia of each."""
     shared, has_guard = ray.put(clustered), settings.config.guard is not None
     arguments = (
@@ -161,11 +161,11 @@ def _write_all(
         for number, block in enumerate(blocks)
     )
     files: list[FileRecord] = []
-    sums = [kmeans.Partial.zero(len(c.centroid_KT), 0) for c in clustered]
+    sums = [partials.Partial.zero(len(c.centroid_KT), 0) for c in clustered]
     with display.progress("write clusters", sum(block.found.rows for block in blocks), "rows") as progress:
         for (written, parts), block in zip(each(_write, arguments, settings.pool), blocks, strict=True):
             files += written
-            sums = [kmeans.merge(both) for both in zip(sums, parts, strict=True)]
+            sums = [partials.merge(both) for both in zip(sums, parts, strict=True)]
             progress.advance(block.found.rows)
     return files, sums
 
@@ -178,7 +178,7 @@ def _write(
     feature_NT: NDArray[np.float32],
     example_id_N: NDArray[np.int64],
     aside: pa.Table | None,
-) -> tuple[list[FileRecord], list[kmeans.Partial]]:
+) -> tuple[list[FileRecord], list[partials.Partial]]:
     check_sign(output)
     assigned, sums = [], []
     for stratum, start, stop in zip(clustered, start_S1[:-1], start_S1[1:], strict=True):
@@ -186,7 +186,7 @@ def _write(
         assignment = nearest.assign(part_NT, stratum.centroid_KT) if start < stop else _NOTHING
         assigned.append(assignment)
         # Of no column: sums are not needed any more.
-        sums.append(kmeans.partial_sums(part_NT[:, :0], assignment, n_clusters))
+        sums.append(partials.partial_sums(part_NT[:, :0], assignment, n_clusters))
     stratum_N = np.repeat(np.arange(len(clustered), dtype=np.int32), np.diff(start_S1))
     table = pa.table(
         {
@@ -211,7 +211,7 @@ def _write(
 _NOTHING = nearest.Assignment(np.empty(0, np.int32), np.empty(0))
 
 
-def _centroids(clustered: Clustered, sums: kmeans.Partial, schema: pa.Schema) -> pa.Table:
+def _centroids(clustered: Clustered, sums: partials.Partial, schema: pa.Schema) -> pa.Table:
     n_clusters, width = clustered.centroid_KT.shape
     return pa.table(
         {

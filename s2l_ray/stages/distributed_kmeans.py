@@ -14,7 +14,7 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from s2l_ray.clustering import bounds, kmeans, nearest
+from s2l_ray.clustering import bounds, nearest, partials, relocation
 from s2l_ray.config import PoolResources
 from s2l_ray.stages.blocks import as_task, each, rows_at_once, value_of
 from s2l_ray.stages.trajectory_blocks import Block
@@ -77,16 +77,18 @@ class StratumRows:
         """Return the pass over all rows."""
         return bounds.BoundedStep(self._first, self._again)
 
-    def _first(self, centroid_KT: NDArray[np.float64], origin_T: NDArray[np.float64]) -> kmeans.Partial:
+    def _first(self, centroid_KT: NDArray[np.float64], origin_T: NDArray[np.float64]) -> partials.Partial:
         return self._look(_first_pass, [()] * len(self._units), centroid_KT, origin_T)
 
-    def _again(self, centroid_KT: NDArray[np.float64], moves: bounds.Moves) -> kmeans.Partial | None:
+    def _again(self, centroid_KT: NDArray[np.float64], moves: bounds.Moves) -> partials.Partial | None:
         try:
             return self._look(_next_pass, [(near,) for near in self._near], centroid_KT, moves)
         except ray.exceptions.ObjectLostError:
             return None  # with the node that kept it
 
-    def _look(self, function: Callable[..., Any], known: Sequence[tuple[Any, ...]], *arguments: Any) -> kmeans.Partial:
+    def _look(
+        self, function: Callable[..., Any], known: Sequence[tuple[Any, ...]], *arguments: Any
+    ) -> partials.Partial:
         """Run a pass on every unit, keep what it now knows of the rows where it is, and merge the sums."""
         shared = [ray.put(argument) for argument in arguments]
         task = as_task(function, self._pool, returns=2)
@@ -97,13 +99,13 @@ class StratumRows:
             for u in self._order
         }
         self._near = [pending[u][0] for u in range(len(pending))]
-        return kmeans.merge(value_of(pending[u][1]) for u in self._order)
+        return partials.merge(value_of(pending[u][1]) for u in self._order)
 
-    def farthest(self, centroid_KT: NDArray[np.float64], n: int) -> kmeans.Candidates:
+    def farthest(self, centroid_KT: NDArray[np.float64], n: int) -> relocation.Candidates:
         """Return the rows farthest from their centroids, for empty clusters."""
         shared = ray.put(centroid_KT)
         arguments = ((unit.places, shared, n, *unit.columns("feature", "example_id")) for unit in self._units)
-        return kmeans.merge_farthest(each(_farthest, arguments, self._pool), n)
+        return relocation.merge_farthest(each(_farthest, arguments, self._pool), n)
 
 
 def _units(blocks: Sequence[Block], stratum: int) -> list[_Unit]:
@@ -138,24 +140,24 @@ def _merged(samples: Iterable[Sample], n: int) -> Sample:
     return reduce(lambda found, sample: found.merged(sample, n), samples)
 
 
-def _first_pass(places: Places, centroid_KT: Any, origin_T: Any, *arrays: Any) -> tuple[Any, kmeans.Partial]:
+def _first_pass(places: Places, centroid_KT: Any, origin_T: Any, *arrays: Any) -> tuple[Any, partials.Partial]:
     (features,) = _cut(places, arrays)
     found = [bounds.first_pass(feature_NT, centroid_KT, origin_T) for feature_NT in features]
-    return [near for near, _ in found], kmeans.merge(sums for _, sums in found)
+    return [near for near, _ in found], partials.merge(sums for _, sums in found)
 
 
 def _next_pass(
     places: Places, centroid_KT: Any, moves: bounds.Moves, nears: Sequence[bounds.Near], *arrays: Any
-) -> tuple[Any, kmeans.Partial]:
+) -> tuple[Any, partials.Partial]:
     (features,) = _cut(places, arrays)
     parts = zip(features, nears, strict=True)
     found = [bounds.next_pass(feature_NT, near, centroid_KT, moves) for feature_NT, near in parts]
-    return [near for near, _ in found], kmeans.merge(sums for _, sums in found)
+    return [near for near, _ in found], partials.merge(sums for _, sums in found)
 
 
-def _farthest(places: Places, centroid_KT: Any, n: int, *arrays: Any) -> kmeans.Candidates:
+def _farthest(places: Places, centroid_KT: Any, n: int, *arrays: Any) -> relocation.Candidates:
     parts = zip(*_cut(places, arrays), strict=True)
     found = (
-        kmeans.farthest(feature_NT, nearest.assign(feature_NT, centroid_KT), id_N, n) for feature_NT, id_N in parts
+        relocation.farthest(feature_NT, nearest.assign(feature_NT, centroid_KT), id_N, n) for feature_NT, id_N in parts
     )
-    return kmeans.merge_farthest(found, n)
+    return relocation.merge_farthest(found, n)

@@ -18,7 +18,7 @@ import numpy as np
 from s2l_ray import schemas
 from s2l_ray.artifacts import Artifact, StageResult
 from s2l_ray.attempts import begin
-from s2l_ray.clustering import kmeans, seeding
+from s2l_ray.clustering import kmeans, partials, seeding
 from s2l_ray.config import PoolResources, ResourcesConfig, ScoreConfig
 from s2l_ray.log import display
 from s2l_ray.losses import mean_losses, response_loss_module
@@ -133,15 +133,15 @@ def _cluster_bare(part: int, parts: int, barrier: "Barrier", results: Any) -> No
     blocks = np.array_split(whole_NT[part::parts], 16 // parts)
     near: list[Any] = [None] * len(blocks)
 
-    def first(centroid_KT: np.ndarray, origin_T: np.ndarray) -> kmeans.Partial:
+    def first(centroid_KT: np.ndarray, origin_T: np.ndarray) -> partials.Partial:
         found = [bounds.first_pass(block, centroid_KT, origin_T) for block in blocks]
         near[:] = [each for each, _ in found]
-        return kmeans.merge(sums for _, sums in found)
+        return partials.merge(sums for _, sums in found)
 
-    def again(centroid_KT: np.ndarray, moves: bounds.Moves) -> kmeans.Partial:
+    def again(centroid_KT: np.ndarray, moves: bounds.Moves) -> partials.Partial:
         found = [bounds.next_pass(block, known, centroid_KT, moves) for block, known in zip(blocks, near, strict=True)]
         near[:] = [each for each, _ in found]
-        return kmeans.merge(sums for _, sums in found)
+        return partials.merge(sums for _, sums in found)
 
     def work() -> None:
         kmeans.lloyd(bounds.BoundedStep(first, again), start_KT, ITERATIONS)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s2l_ray.clustering import bounds, kmeans, nearest
+from s2l_ray.clustering import bounds, kmeans, nearest, partials, relocation
 from tests.unit.test_kmeans import DATA, blocks_fit, on_grid, skewed, start_of
 
 
@@ -20,12 +20,12 @@ class Blocks:
     def first(self, centroid, origin):
         found = [bounds.first_pass(loss, centroid, origin) for loss in self.loss]
         self.near = [near for near, _ in found]
-        return kmeans.merge(sums for _, sums in found)
+        return partials.merge(sums for _, sums in found)
 
     def again(self, centroid, moves):
         found = [bounds.next_pass(loss, near, centroid, moves) for loss, near in zip(self.loss, self.near, strict=True)]
         self.near = [near for near, _ in found]
-        return kmeans.merge(change for _, change in found)
+        return partials.merge(change for _, change in found)
 
     @property
     def step(self):
@@ -37,7 +37,7 @@ def bounded_fit(loss, start, max_iter, n_blocks):
     key = np.arange(len(loss))
 
     def relocate(centroid, n):
-        return kmeans.farthest(loss, nearest.assign(loss, centroid), key, n)
+        return relocation.farthest(loss, nearest.assign(loss, centroid), key, n)
 
     return blocks, kmeans.lloyd(blocks.step, start, max_iter, relocate=relocate)
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s2l_ray.clustering import bounds, kmeans, nearest
+from s2l_ray.clustering import bounds, nearest, partials
 from tests.unit.test_bounds import bounded_fit
 from tests.unit.test_kmeans import DATA, blocks_fit, on_grid, start_of
 
@@ -167,7 +167,7 @@ def test_sums_of_a_pass_are_those_of_its_labels():
     moved = centroid + 0.2
     now, change = bounds.next_pass(loss, near, moved, bounds.Moves.between(centroid, moved))
     nothing = np.zeros(len(loss))
-    whole = kmeans.partial_sums(loss, nearest.Assignment(now.labels, nothing), 20)
-    merged = kmeans.merge([sums, change])
+    whole = partials.partial_sums(loss, nearest.Assignment(now.labels, nothing), 20)
+    merged = partials.merge([sums, change])
     assert merged.sum_KT.tobytes() == whole.sum_KT.tobytes()
     np.testing.assert_array_equal(merged.count_K, whole.count_K)

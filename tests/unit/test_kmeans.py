@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
-from s2l_ray.clustering import kmeans, nearest, seeding
+from s2l_ray.clustering import kmeans, nearest, partials, relocation, seeding
 from s2l_ray.errors import ConfigError, DataError
 
 GRID = 2.0**-20
@@ -69,13 +69,13 @@ def blocks_fit(loss, start, max_iter, n_blocks, *, shuffle=None, row_key=None):
         return parts if shuffle is None else [parts[i] for i in rng.permutation(len(parts))]
 
     def step(centroid):
-        return kmeans.merge(
-            ordered([kmeans.partial_sums(loss[c], nearest.assign(loss[c], centroid), len(centroid)) for c in cuts])
+        return partials.merge(
+            ordered([partials.partial_sums(loss[c], nearest.assign(loss[c], centroid), len(centroid)) for c in cuts])
         )
 
     def relocate(centroid, n):
-        return kmeans.merge_farthest(
-            ordered([kmeans.farthest(loss[c], nearest.assign(loss[c], centroid), key[c], n) for c in cuts]), n
+        return relocation.merge_farthest(
+            ordered([relocation.farthest(loss[c], nearest.assign(loss[c], centroid), key[c], n) for c in cuts]), n
         )
 
     result = kmeans.lloyd(step, start, max_iter, relocate=relocate)
@@ -231,10 +231,10 @@ def test_assign_no_rows_gives_an_empty_block_that_merges():
     empty, centroid = curves(10, 3)[:0], np.ones((4, 3))
     ours = nearest.assign(empty, centroid)
     assert ours.labels.shape == ours.sq_distance.shape == (0,)
-    partial = kmeans.partial_sums(empty, ours, 4)
+    partial = partials.partial_sums(empty, ours, 4)
     assert partial.count_K.tolist() == [0] * 4
     assert partial.inertia == 0.0
-    assert len(kmeans.farthest(empty, ours, np.arange(0), 2).labels_C) == 0
+    assert len(relocation.farthest(empty, ours, np.arange(0), 2).labels_C) == 0
 
 
 # ------------------------------------------------------------------------------------------------------ blocks, merge
@@ -268,9 +268,9 @@ def test_rows_permuted_with_their_keys_give_the_same_centroids():
 
 
 @st.composite
-def partials(draw, k=3, t=2):
+def some_partial(draw, k=3, t=2):
     numerators = st.integers(0, 2**30)
-    return kmeans.Partial(
+    return partials.Partial(
         np.array(draw(st.lists(st.integers(0, 2**40), min_size=k, max_size=k)), dtype=np.int64),
         np.array(draw(st.lists(numerators, min_size=k * t, max_size=k * t)), dtype=np.float64).reshape(k, t) * GRID,
         draw(st.integers(0, 2**100)),
@@ -285,15 +285,15 @@ def same(a, b):
     )
 
 
-@given(partials(), partials(), partials())
+@given(some_partial(), some_partial(), some_partial())
 @settings(max_examples=60, deadline=None)
 def test_merge_is_commutative_associative_and_has_an_identity(a, b, c):
-    zero = kmeans.Partial.zero(3, 2)
-    assert same(kmeans.merge([a, b]), kmeans.merge([b, a]))
-    assert same(kmeans.merge([kmeans.merge([a, b]), c]), kmeans.merge([a, kmeans.merge([b, c])]))
-    assert same(kmeans.merge([a, zero]), a)
-    assert same(kmeans.merge([zero, a]), a)
-    assert same(kmeans.merge(iter([a])), a)
+    zero = partials.Partial.zero(3, 2)
+    assert same(partials.merge([a, b]), partials.merge([b, a]))
+    assert same(partials.merge([partials.merge([a, b]), c]), partials.merge([a, partials.merge([b, c])]))
+    assert same(partials.merge([a, zero]), a)
+    assert same(partials.merge([zero, a]), a)
+    assert same(partials.merge(iter([a])), a)
 
 
 @given(st.integers(0, 10_000), st.integers(1, 8), st.integers(1, 40))
@@ -303,39 +303,39 @@ def test_partial_sums_of_any_cut_merge_to_those_of_the_whole(seed, n_blocks, n):
     centroid = np.array([[0.5, 0.5, 0.5], [2.0, 1.0, 0.5]])
     assigned = nearest.assign(loss, centroid)
     parts = [
-        kmeans.partial_sums(loss[c], nearest.Assignment(assigned.labels[c], assigned.sq_distance[c]), 2)
+        partials.partial_sums(loss[c], nearest.Assignment(assigned.labels[c], assigned.sq_distance[c]), 2)
         for c in np.array_split(np.arange(n), n_blocks)
     ]
-    whole = kmeans.partial_sums(loss, assigned, 2)
-    assert same(kmeans.merge(parts), whole)
+    whole = partials.partial_sums(loss, assigned, 2)
+    assert same(partials.merge(parts), whole)
     assert whole.inertia == pytest.approx(float(assigned.sq_distance.sum()), rel=1e-9, abs=1e-9)
 
 
 def test_merge_leaves_its_inputs_unchanged():
-    part = kmeans.Partial(np.array([1]), np.array([[2.0]]), 3)
-    kmeans.merge([part, part])
+    part = partials.Partial(np.array([1]), np.array([[2.0]]), 3)
+    partials.merge([part, part])
     assert (part.count_K[0], part.sum_KT[0, 0], part.inertia_units) == (1, 2.0, 3)
 
 
 def test_merge_nothing_or_other_shapes_is_refused():
     with pytest.raises(ValueError, match="at least one"):
-        kmeans.merge([])
+        partials.merge([])
     with pytest.raises(ValueError, match="shapes"):
-        kmeans.merge([kmeans.Partial.zero(2, 3), kmeans.Partial.zero(3, 3)])
+        partials.merge([partials.Partial.zero(2, 3), partials.Partial.zero(3, 3)])
 
 
 def test_inertia_very_large_distances_does_not_overflow():
     loss = np.array([[2.0**20] * 4] * 50, dtype=np.float32)
-    partial = kmeans.partial_sums(loss, nearest.assign(loss, np.zeros((1, 4))), 1)
+    partial = partials.partial_sums(loss, nearest.assign(loss, np.zeros((1, 4))), 1)
     assert partial.inertia == 50 * 4 * 2.0**40
 
 
 def test_partial_and_candidates_survive_pickling():
     loss = curves(50, 3)
     assigned = nearest.assign(loss, start_of(loss, 3))
-    partial = kmeans.partial_sums(loss, assigned, 3)
+    partial = partials.partial_sums(loss, assigned, 3)
     assert same(pickle.loads(pickle.dumps(partial)), partial)
-    found = pickle.loads(pickle.dumps(kmeans.farthest(loss, assigned, np.arange(50), 2)))
+    found = pickle.loads(pickle.dumps(relocation.farthest(loss, assigned, np.arange(50), 2)))
     assert len(found.row_key_C) == 2
 
 
@@ -369,22 +369,22 @@ def test_farthest_equal_distances_are_taken_in_the_order_of_the_key():
     loss = on_grid([[2.0], [0.0], [2.0], [0.0], [1.0]])
     assigned = nearest.assign(loss, np.array([[1.0]]))
     key = np.array([40, 30, 20, 10, 0])
-    found = kmeans.farthest(loss, assigned, key, 3)
+    found = relocation.farthest(loss, assigned, key, 3)
     assert found.row_key_C.tolist() == [10, 20, 30]
     halves = [
-        kmeans.farthest(loss[s], nearest.Assignment(assigned.labels[s], assigned.sq_distance[s]), key[s], 3)
+        relocation.farthest(loss[s], nearest.Assignment(assigned.labels[s], assigned.sq_distance[s]), key[s], 3)
         for s in (slice(0, 2), slice(2, 5))
     ]
     for parts in (halves, halves[::-1]):
-        assert kmeans.merge_farthest(parts, 3).row_key_C.tolist() == [10, 20, 30]
+        assert relocation.merge_farthest(parts, 3).row_key_C.tolist() == [10, 20, 30]
 
 
 def test_merge_farthest_keys_of_several_dtypes_are_refused():
     loss = curves(4, 2)
     assigned = nearest.assign(loss, np.ones((1, 2)))
-    parts = [kmeans.farthest(loss, assigned, np.arange(4).astype(d), 1) for d in (np.int64, np.uint64)]
+    parts = [relocation.farthest(loss, assigned, np.arange(4).astype(d), 1) for d in (np.int64, np.uint64)]
     with pytest.raises(ValueError, match="dtype"):
-        kmeans.merge_farthest(parts, 1)
+        relocation.merge_farthest(parts, 1)
 
 
 def test_relocation_of_the_last_row_of_a_cluster_keeps_its_old_centroid():
@@ -406,7 +406,7 @@ def test_relocation_is_not_done_when_all_rows_are_at_their_centroids():
 def test_lloyd_without_a_relocation_callback_leaves_empty_clusters_in_place():
     loss = curves(50, 2)
     start = np.array([[1.0, 1.0], [500.0, 500.0]])
-    result = kmeans.lloyd(lambda centroid: kmeans.partial_sums(loss, nearest.assign(loss, centroid), 2), start, 3)
+    result = kmeans.lloyd(lambda centroid: partials.partial_sums(loss, nearest.assign(loss, centroid), 2), start, 3)
     assert result.centroid_KT[1].tolist() == [500.0, 500.0]
     assert [s.n_empty for s in result.iterations] == [1] * len(result.iterations)
 
@@ -418,7 +418,7 @@ def test_lloyd_reports_the_inertia_before_each_update_and_the_moves():
     loss = on_grid([[0.0], [2.0], [10.0], [14.0]])
     seen = []
     result = kmeans.lloyd(
-        lambda centroid: kmeans.partial_sums(loss, nearest.assign(loss, centroid), 2),
+        lambda centroid: partials.partial_sums(loss, nearest.assign(loss, centroid), 2),
         np.array([[0.0], [10.0]]),
         10,
         on_iteration=seen.append,
@@ -446,7 +446,7 @@ def test_lloyd_tolerance_stops_earlier():
     start = start_of(loss, 10)
 
     def step(centroid):
-        return kmeans.partial_sums(loss, nearest.assign(loss, centroid), 10)
+        return partials.partial_sums(loss, nearest.assign(loss, centroid), 10)
 
     full = kmeans.lloyd(step, start, 300)
     loose = kmeans.lloyd(step, start, 300, tolerance=full.iterations[2].shift)
@@ -459,7 +459,7 @@ def test_lloyd_tolerance_stops_earlier():
 @pytest.mark.parametrize(("max_iter", "tolerance"), [(0, 0.0), (-1, 0.0), (5, -1.0), (5, float("nan"))])
 def test_lloyd_impossible_settings_are_config_errors(max_iter, tolerance):
     with pytest.raises(ConfigError):
-        kmeans.lloyd(lambda centroid: kmeans.Partial.zero(1, 1), np.zeros((1, 1)), max_iter, tolerance)
+        kmeans.lloyd(lambda centroid: partials.Partial.zero(1, 1), np.zeros((1, 1)), max_iter, tolerance)
 
 
 def test_fit_does_not_change_its_start():
