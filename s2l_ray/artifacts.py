@@ -255,6 +255,12 @@ class Artifact:
             offset = start - (first or 0)
             return table.slice(offset, None if stop is None else stop - start)
 
+    def read_groups(self, record: FileRecord, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """Read one Parquet file a row group at a time."""
+        with self._opened(record) as (parquet, use_threads):
+            for group in range(parquet.num_row_groups):
+                yield parquet.read_row_group(group, columns=columns, use_threads=use_threads)
+
     def read_footer(self, record: FileRecord) -> pq.FileMetaData:
         """Read what one Parquet file says of its row groups."""
         with self._opened(record) as (parquet, _):

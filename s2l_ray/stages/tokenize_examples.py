@@ -24,7 +24,7 @@ from s2l_ray.staged_output import StagedOutput
 from s2l_ray.stages.shards import ExamplesFile, Receipt, map_shards
 from s2l_ray.tokens import NO_RESPONSE, NOTHING, Segment, TokenizedExample, opened_tokenizer, render, tokens_table
 
-BATCH_ROWS = 4096
+COLUMNS = ["example_id", "source", "input_file", "input_row", "turns"]
 
 
 @dataclass(frozen=True)
@@ -57,16 +57,13 @@ class TokenizeFile:
         return records, {**note, "rejected": sum(t.num_rows for t in rejected)}
 
     def _tables(self, file: ExamplesFile, rejected: list[pa.Table], note: dict[str, int]) -> Iterator[pa.Table]:
-        examples = self.inputs.examples.read_rows(
-            file.record, columns=["example_id", "source", "input_file", "input_row", "turns"]
-        )
+        like = None
         if self.inputs.overlap is not None:
-            like = self.inputs.overlap.read_table(f"training-{file.piece}.parquet", ["example_id"])
-            is_like = pc.is_in(examples.column("example_id"), value_set=like.column(0).combine_chunks())
-            note["dropped"] = like.num_rows
-            examples = examples.filter(pc.invert(is_like))
-        for start in range(0, max(1, examples.num_rows), BATCH_ROWS):
-            part = examples.slice(start, BATCH_ROWS)
+            named = self.inputs.overlap.read_table(f"training-{file.piece}.parquet", ["example_id"])
+            like, note["dropped"] = named.column(0).combine_chunks(), named.num_rows
+        # The row groups are small in characters too, whatever rows look like, and so is what their tokens take.
+        for group in self.inputs.examples.read_groups(file.record, COLUMNS):
+            part = group if like is None else group.filter(pc.invert(pc.is_in(group.column("example_id"), like)))
             tokenized, reasons = self._tokenize(part)
             table = tokens_table(part.column("example_id").to_pylist(), part.column("source").to_pylist(), tokenized)
             kept = pc.greater(table.column("num_response_tokens"), 0)
