@@ -196,12 +196,19 @@ class NodeState:
     why: str
 
 
-def examine(pipeline: Pipeline, storage: Storage, digests: DigestCache) -> Iterator[NodeState]:
-    """Say of every node whether it exists, and if not, why it will run."""
-    known: dict[str, NodeState] = {}
+def examine(
+    pipeline: Pipeline, storage: Storage, digests: DigestCache, known: dict[str, NodeState] | None = None
+) -> Iterator[NodeState]:
+    """Say of every node whether it exists, and if not, why it will run.
+
+    Args:
+        known: node key -> what was found before, of nodes that other pipelines share; filled with what is found now.
+    """
+    known = {} if known is None else known
     for node in pipeline.nodes:
-        known[node.key] = state = _examine_node(node, known, storage, digests)
-        yield state
+        if node.key not in known:
+            known[node.key] = _examine_node(node, known, storage, digests)
+        yield known[node.key]
 
 
 def _examine_node(node: Node, known: Mapping[str, NodeState], storage: Storage, digests: DigestCache) -> NodeState:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -80,7 +81,7 @@ class SweepResult:
     sweep: Sweep
     outcomes: tuple[Outcome, ...]
 
-    @property
+    @cached_property
     def settings(self) -> list[Setting]:
         """Settings with at least one finished trial, in order, scored in the sweep's metric."""
         return _settings(self.outcomes, self.sweep.config.metric)
@@ -122,10 +123,14 @@ class SweepResult:
         """Return the recommended budget for every combination of the other parameters, where budgets were swept."""
         if not any(parameter.name == BUDGET for parameter in self.sweep.parameters):
             return {}
-        full = {setting.label for setting in self.settings if self._takes_all(setting)}
+        takes_all = {setting_label(t.setting) for t in self.sweep.trials if t.config.select.method == "full"}
+        # By all that does not choose rows: what full data scores beside a group.
+        full: dict[str, Mapping[str, float]] = {}
         groups: dict[str, list[Setting]] = {}
         for setting in self.settings:
-            if setting.label not in full:
+            if setting.label in takes_all:
+                full.setdefault(setting_label(setting.without(*CHOOSING)), setting.scores)
+            else:
                 groups.setdefault(setting_label(setting.without(BUDGET)), []).append(setting)
         # What a budget came to, however it is written.
         taken = {setting.label: min(setting.scores.values()) for setting in _settings(self.outcomes, "rows")}
@@ -135,21 +140,11 @@ class SweepResult:
             label: recommend_budget(
                 {setting.values[BUDGET]: setting.scores for setting in group},
                 metric=self.sweep.config.metric,
-                full=self._full_beside(group[0]),
+                full=full.get(setting_label(group[0].without(*CHOOSING))),
             )
             for label, group in groups.items()
             if len(group) > 1
         }
-
-    def _takes_all(self, setting: Setting) -> bool:
-        trial = next(t for t in self.sweep.trials if setting_label(t.setting) == setting.label)
-        return trial.config.select.method == "full"
-
-    def _full_beside(self, setting: Setting) -> Mapping[str, float] | None:
-        """Return the scores of full data where all that does not choose rows is equal."""
-        wanted = setting.without(*CHOOSING)
-        beside = (other for other in self.settings if other.without(*CHOOSING) == wanted and self._takes_all(other))
-        return next((other.scores for other in beside), None)
 
     def table(self) -> pa.Table:
         """Return a row per trial: swept values, seeds, status, scores, cost, digests."""

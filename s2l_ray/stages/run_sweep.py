@@ -20,7 +20,7 @@ from s2l_ray.attempts import find_or_make
 from s2l_ray.config import ResourcesConfig
 from s2l_ray.digests import DigestCache
 from s2l_ray.errors import S2LError, StageFailed
-from s2l_ray.graph import Node, Pipeline, examine
+from s2l_ray.graph import Node, NodeState, Pipeline, examine
 from s2l_ray.log import Task, display
 from s2l_ray.plan import InputListing, build_pipeline
 from s2l_ray.report.html import render
@@ -102,11 +102,12 @@ class _States:
 
     def __init__(self, storage: Storage) -> None:
         self._storage, self._digests = storage, DigestCache(storage)
+        self._known: dict[str, NodeState] = {}
 
     def finished(self, pipeline: Pipeline) -> dict[str, Artifact] | None:
         """Return a trial's artifacts by node key; None where one is missing."""
         found = {}
-        for state in examine(pipeline, self._storage, self._digests):
+        for state in examine(pipeline, self._storage, self._digests, self._known):
             if state.artifact is None:
                 return None
             found[state.node.key] = state.artifact
