@@ -3,6 +3,7 @@
 Legend: B batch, L tokens.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING
@@ -69,11 +70,13 @@ def _greedy(
 ) -> list[list[int]]:
     import torch
 
+    # As transformers calls it of late, and as code that comes with a model may go on calling it.
+    cached = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
     cache, fed, new, open_B = None, input_ids_BL, [], None
     stops = torch.tensor(list(stop_ids), device=input_ids_BL.device)
     for _ in range(room):
-        output = model(input_ids=fed, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        cache = output.past_key_values
+        output = model(input_ids=fed, **{cached: cache}, use_cache=True, logits_to_keep=1)
+        cache = getattr(output, cached)
         token_B = output.logits[:, -1].argmax(dim=-1)
         new.append(token_B)
         ended_B = torch.isin(token_B, stops)
