@@ -5,8 +5,10 @@ with the file, the key, what was found and what was expected.
 """
 
 import difflib
+import json
 import math
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,7 @@ from s2l_ray.config import Config, MetricName, Section
 from s2l_ray.config.section import section_in
 from s2l_ray.errors import ConfigError
 from s2l_ray.log import display, redacted
-from s2l_ray.strict_yaml import dump_yaml, parse_yaml, read_yaml
+from s2l_ray.strict_yaml import comment_in, dump_yaml, parse_yaml, read_yaml
 
 MAIN_ARM = "main"
 SHARED = ("storage", "resources", "tracking")
@@ -211,12 +213,19 @@ def parse_override(line: str) -> tuple[str, Any]:
     """Split a `--set` line into its path and its value.
 
     Raises:
-        ConfigError: there is no `=`, or the value is not YAML.
+        ConfigError: there is no `=`, or the value is not YAML, or a part of it would be taken for a comment.
     """
     dotted, equals, text = line.partition("=")
     if not equals or not dotted.strip():
         raise ConfigError(f"--set {line!r}: expected `path=value`, e.g. `--set cluster.n_clusters=200`.")
-    return dotted.strip(), parse_yaml(text, origin=f"--set {line}")
+    value = parse_yaml(text, origin=f"--set {line}")
+    if comment := comment_in(text):
+        quoted = json.dumps(text, ensure_ascii=False)
+        raise ConfigError(
+            f"--set {line!r}: `{comment}` would be a comment, and no part of the value. Put quotes around the value, "
+            f"e.g. --set {shlex.quote(f'{dotted}={quoted}')}."
+        )
+    return dotted.strip(), value
 
 
 def validated(section: type[SectionT], data: Any, origin: str) -> SectionT:

@@ -74,6 +74,12 @@ def parse_yaml(text: str, *, origin: str) -> Any:
         raise ConfigError(f"{origin}{line}: {problem}. Expected plain YAML; mend that line.") from error
 
 
+def comment_in(line: str) -> str:
+    """Return the end of a line that `parse_yaml` takes for a comment and leaves out; empty where there is none."""
+    value = yaml.compose(line, Loader=_StrictLoader)
+    return line[value.end_mark.index if value is not None else 0 :].strip()
+
+
 def read_yaml(path: str | Path) -> Any:
     """Return what a YAML file holds.
 

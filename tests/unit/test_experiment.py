@@ -1,5 +1,8 @@
 """Experiments: files, `--set` lines and arms; how mistakes are said."""
 
+import re
+import shlex
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -162,6 +165,19 @@ def test_sweep_that_would_not_run_is_refused_not_ignored():
 )
 def test_set_line_value_is_typed(line, path, value):
     assert parse_override(line) == (path, value)
+
+
+@pytest.mark.parametrize("text", ["/data/run #2", "#2", " # ", "[1, 2] #3", "'a' #b"])
+def test_set_line_of_which_a_part_would_be_a_comment_is_refused_with_what_to_write(text):
+    with pytest.raises(ConfigError, match=r"would be a comment.*e\.g\. --set '(.*)'\.$") as caught:
+        parse_override(f"storage={text}")
+    advice = re.search(r"e\.g\. --set (.*)\.$", str(caught.value))[1]
+    assert parse_override(*shlex.split(advice)) == ("storage", text)
+
+
+def test_set_line_with_a_sign_that_begins_no_comment_is_taken():
+    assert parse_override("a=b#c") == ("a", "b#c")
+    assert parse_override('a="b #c"') == ("a", "b #c")
 
 
 @pytest.mark.parametrize("line", ["seed", "", "=1", "  =1", "seed=[1", "seed=a: b: c", "seed=!!python/object:x {}"])
