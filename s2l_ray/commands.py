@@ -70,15 +70,19 @@ def init(options: argparse.Namespace) -> Document:
     return {"config": str(path), "rows": len(look.examples), "bad_rows": len(look.rejected), "is_all": look.is_all}
 
 
-def _columns(text: str | None) -> dict[str, str]:
+def _columns(text: str | None) -> dict[str, str | None]:
     from s2l_ray.strict_yaml import parse_yaml
 
     found = parse_yaml(text, origin="--columns") if text else {}
-    if not isinstance(found, dict) or not all(isinstance(name, str) for name in [*found, *found.values()]):
+    if not isinstance(found, dict) or not _are_names(found):
         raise ConfigError(
             f"--columns: found {text}, expected our names with the data's: '{{prompt: task, completion: answer}}'."
         )
     return found
+
+
+def _are_names(columns: Mapping[Any, Any]) -> bool:
+    return all(isinstance(our, str) and isinstance(column, str | None) for our, column in columns.items())
 
 
 def doctor(options: argparse.Namespace) -> Document:

@@ -58,7 +58,7 @@ class InputFile:
     compression: Compression | None = None
     entry: int = field(default=0, compare=False)
     layout: str | None = None
-    columns: Mapping[str, str] | None = field(default=None, hash=False)
+    columns: Mapping[str, str | None] | None = field(default=None, hash=False)
 
 
 def check_unchanged(file: InputFile) -> None:

@@ -65,7 +65,8 @@ class Layout:
 
     Attributes:
         name: the layout.
-        columns: our name -> the data's column. `id` is among them only where the data has ids.
+        columns: our name -> the data's column. `id` is among them only where the data has ids, and nothing that is
+            not to be read.
     """
 
     name: LayoutName
@@ -81,7 +82,7 @@ class Layout:
 
 
 def detect_layouts(
-    files: Sequence[InputFile], layout: str, columns: Mapping[str, str], *, key: str, mapping: str = ""
+    files: Sequence[InputFile], layout: str, columns: Mapping[str, str | None], *, key: str, mapping: str = ""
 ) -> dict[str, Layout]:
     """Settle how the rows of every file are read, for each entry of a mixture by itself.
 
@@ -104,7 +105,7 @@ def detect_layouts(
     for file in files:
         entries.setdefault(repr((file.entry, file.source, file.layout, file.columns)), []).append(file)
     mapping = mapping or (f"{_section(key)}.columns:" if len(entries) == 1 else f"{key}[].columns:")
-    found: list[tuple[list[InputFile], Mapping[str, str], Layout]] = []
+    found: list[tuple[list[InputFile], Mapping[str, str | None], Layout]] = []
     for group in entries.values():
         own = columns if group[0].columns is None else group[0].columns
         found.append((group, own, detect_layout(group, group[0].layout or layout, own, key=key, mapping=mapping)))
@@ -122,7 +123,7 @@ def distinct(layouts: Mapping[str, Layout]) -> tuple[Layout, ...]:
 
 
 def detect_layout(
-    files: Sequence[InputFile], layout: str, columns: Mapping[str, str], *, key: str, mapping: str = ""
+    files: Sequence[InputFile], layout: str, columns: Mapping[str, str | None], *, key: str, mapping: str = ""
 ) -> Layout:
     """Settle layout and columns of one input by the first usable rows of the first of its files that has any.
 
@@ -131,7 +132,7 @@ def detect_layout(
     Args:
         files: from `find_inputs`.
         layout: a layout, or `auto`.
-        columns: our name -> the data's column; what is not named is called the same.
+        columns: our name -> the data's column; what is not named is called the same, and None is not there.
         key: the config path of the input, e.g. `examples.path`, for messages.
         mapping: what `columns` are given by, for messages; the config's key unless given.
 
@@ -145,9 +146,8 @@ def detect_layout(
     file, found = _peek(files, key)
     check_reserved(file, found)
     name = _choose(candidates, columns, file, found, mapping)
-    ours = {our: columns.get(our, our) for our in (*REQUIRED[name], *OPTIONAL[name], *LABELS)}
-    if "id" in columns or "id" in found:
-        ours["id"] = columns.get("id", "id")
+    wanted = (*REQUIRED[name], *OPTIONAL[name], *LABELS, *(["id"] if "id" in columns or "id" in found else []))
+    ours = {our: column for our in wanted if (column := columns.get(our, our)) is not None}
     needed = [our for our in ours if our in REQUIRED[name] or our in columns]
     check_columns(file, found, {our: ours[our] for our in needed}, mapping)
     return Layout(name, ours)
@@ -157,7 +157,7 @@ def _section(key: str) -> str:
     return key.rpartition(".")[0] or key
 
 
-def _candidates(layout: str, columns: Mapping[str, str], mapping: str) -> tuple[LayoutName, ...]:
+def _candidates(layout: str, columns: Mapping[str, str | None], mapping: str) -> tuple[LayoutName, ...]:
     """Return the layouts that the config leaves open."""
     for our in columns:
         if our not in _OUR_NAMES:
@@ -172,15 +172,22 @@ def _candidates(layout: str, columns: Mapping[str, str], mapping: str) -> tuple[
         raise ConfigError(
             f"{mapping.removesuffix('columns:')}format: found {layout!r}, expected auto, {', '.join(names)}."
         )
-    mapped = {our for our in columns if our not in ("id", *LABELS)}
+    mapped = _mapped_texts(columns)
+    absent = {our for our, column in columns.items() if column is None}
     open_names = get_args(GeneralName) if layout == "auto" else [name for name in names if name == layout]
-    fitting = tuple(name for name in open_names if mapped <= _texts(name))
+    if layout != "auto" and (needed := absent.intersection(REQUIRED[open_names[0]])):
+        raise ConfigError(f"{mapping} {listed(sorted(needed))} is null, but layout {layout} needs it. Name its column.")
+    fitting = tuple(name for name in open_names if mapped <= _texts(name) and absent.isdisjoint(REQUIRED[name]))
     if not fitting:
         wanted = (
             f"layout {layout} has {listed(sorted(_texts(open_names[0])))}" if layout != "auto" else "no layout has all"
         )
         raise ConfigError(f"{mapping} {listed(sorted(mapped))} are mapped, but {wanted}. Map one layout's names.")
     return fitting
+
+
+def _mapped_texts(columns: Mapping[str, str | None]) -> set[str]:
+    return {our for our, column in columns.items() if column is not None and our not in ("id", *LABELS)}
 
 
 def _texts(name: LayoutName) -> set[str]:
@@ -220,7 +227,11 @@ def check_reserved(file: InputFile, found: Iterable[str]) -> None:
 
 
 def _choose(
-    candidates: Sequence[LayoutName], columns: Mapping[str, str], file: InputFile, found: Sequence[str], mapping: str
+    candidates: Sequence[LayoutName],
+    columns: Mapping[str, str | None],
+    file: InputFile,
+    found: Sequence[str],
+    mapping: str,
 ) -> LayoutName:
     if len(candidates) == 1:
         return candidates[0]
@@ -245,10 +256,10 @@ def _choose(
     )
 
 
-def _tells(name: SetName, columns: Mapping[str, str], found: Sequence[str]) -> bool:
+def _tells(name: SetName, columns: Mapping[str, str | None], found: Sequence[str]) -> bool:
     """Return whether the columns are those of a set and of nothing else that is known."""
-    told_by, mapped = SETS[name].told_by, {our for our in columns if our not in ("id", *LABELS)}
-    return bool(told_by) and not mapped and set(told_by) <= set(found)
+    told_by = SETS[name].told_by
+    return bool(told_by) and not _mapped_texts(columns) and set(told_by) <= set(found)
 
 
 def check_columns(file: InputFile, found: Sequence[str], needed: Mapping[str, str], mapping: str = "columns:") -> None:

@@ -46,7 +46,7 @@ class Look:
     """
 
     entries: tuple[InputPath, ...]
-    columns: Mapping[str, str]
+    columns: Mapping[str, str | None]
     files: tuple[InputFile, ...]
     layouts: Mapping[str, Layout]
     examples: tuple[Example, ...]
@@ -75,7 +75,9 @@ class Look:
         return min(2048, 64 * max(1, math.ceil(length / CHARACTERS_PER_TOKEN / 64)))
 
 
-def look_at(paths: Sequence[str], columns: Mapping[str, str] | None = None, layout: FormatName | None = None) -> Look:
+def look_at(
+    paths: Sequence[str], columns: Mapping[str, str | None] | None = None, layout: FormatName | None = None
+) -> Look:
     """Read the first rows of the data.
 
     Args:
@@ -111,7 +113,7 @@ def look_at(paths: Sequence[str], columns: Mapping[str, str] | None = None, layo
     return Look(tuple(entries), columns, files, layouts, examples, rejected, is_all)
 
 
-def _entry(path: str, columns: Mapping[str, str], layout: FormatName | None) -> InputPath:
+def _entry(path: str, columns: Mapping[str, str | None], layout: FormatName | None) -> InputPath:
     """Return one input of a mixture: in the given layout where its columns say so or say nothing we know."""
     source = None if layout in SETS else _stem(path)
     given = InputPath(path=path, source=source, format=layout, columns=dict(columns) or None)
@@ -183,8 +185,9 @@ def _examples_lines(look: Look) -> list[str]:
     if look.sources:
         shares = ", ".join(f"{_comment(name)} {count}" for name, count in look.sources.most_common(5))
         lines.append(f"# Rows per source: {shares}{' and others' if len(look.sources) > 5 else ''}.")
-    if not look.sources:
-        (column,) = {layout.columns["source"] for layout in look.distinct_layouts}
+    unread = {layout.columns["source"] for layout in look.distinct_layouts if "source" in layout.columns}
+    if not look.sources and unread:
+        (column,) = unread
         lines.append(f"# No column `{_comment(column)}`; name yours with `columns: {{source: ...}}`.")
     lines.append("examples:")
     if len(look.entries) == 1 and look.entries[0].format is None:
@@ -264,8 +267,9 @@ def _resources_lines() -> list[str]:
     ]
 
 
-def _mapped(columns: Mapping[str, str]) -> str:
-    return "{" + ", ".join(f"{our}: {_quoted(column)}" for our, column in columns.items()) + "}"
+def _mapped(columns: Mapping[str, str | None]) -> str:
+    named = (f"{our}: {'null' if column is None else _quoted(column)}" for our, column in columns.items())
+    return "{" + ", ".join(named) + "}"
 
 
 def _quoted(text: str) -> str:

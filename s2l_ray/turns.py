@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from s2l_ray.evaluation_sets import SETS
 from s2l_ray.formats.row import Row, UnusableRowError, bad_type, kind_of, missing_column, text_of
 from s2l_ray.input_files import shown
-from s2l_ray.layouts import REQUIRED, Layout
+from s2l_ray.layouts import OPTIONAL, REQUIRED, Layout
 
 _ROLES = {name: name for name in ("system", "user", "assistant", "tool")} | {
     "developer": "system",
@@ -68,7 +68,8 @@ def turns_of(row: Row, layout: Layout) -> tuple[Turn, ...]:
 def _of_set(row: Row, layout: Layout) -> tuple[Turn, ...]:
     """Return question and answer of a row of an evaluation set, which knows its columns by their own names."""
     mapped = {our: row[its] for our, its in layout.columns.items() if its in row}
-    question, answer = SETS[layout.name].read({its: row[its] for its in row if its not in layout.columns} | mapped)
+    ours = {*REQUIRED[layout.name], *OPTIONAL[layout.name]}
+    question, answer = SETS[layout.name].read({its: row[its] for its in row if its not in ours} | mapped)
     if not answer or answer.isspace():
         raise UnusableRowError("blank_output: the answer has no text")
     return (Turn("user", question), Turn("assistant", answer))

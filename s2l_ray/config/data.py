@@ -55,7 +55,7 @@ class InputPath(Section):
     """Source name of its rows, unless they carry their own; of an evaluation set its name, unless given."""
     format: FormatName | None = None
     """As `examples.format`, of this input alone."""
-    columns: dict[str, str] | None = None
+    columns: dict[str, str | None] | None = None
     """As `examples.columns`, of this input alone."""
 
     def __hash__(self) -> int:
@@ -72,8 +72,9 @@ class ExamplesConfig(Section):
     """The embedded corpus instead of `path`."""
     format: FormatName = "auto"
     """How a row is laid out; `auto` decides by its columns."""
-    columns: dict[str, str] = Field(default_factory=dict)
-    """Our name -> the data's column, e.g. `{instruction: task, output: solution, source: origin, id: uid}`."""
+    columns: dict[str, str | None] = Field(default_factory=dict)
+    """Our name -> the data's column, e.g. `{instruction: task, output: solution, source: origin, id: uid}`; null where
+    the data's column of that name is something else: `{source: null}`."""
     on_bad_row: Literal["error", "reject"] = "error"
     """`error` stops at the first bad row; `reject` sets bad rows aside with a reason."""
     decontaminate: Literal["report", "drop"] = "report"

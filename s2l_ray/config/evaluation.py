@@ -22,7 +22,7 @@ class EvaluateConfig(Section):
     path: str | tuple[InputPath, ...] | None = None
     """Held-out data, or a list of `{path, source, format}`, e.g. `[{path: SVAMP.json, format: svamp}]`; null: a
     hash-held-out share of the examples."""
-    columns: dict[str, str] = Field(default_factory=dict)
+    columns: dict[str, str | None] = Field(default_factory=dict)
     """As `examples.columns`."""
     held_out: float = Field(0.05, gt=0, lt=1)
     """Share of the examples that is held out where `path` is null."""

@@ -43,6 +43,9 @@ GROUP_CHARACTERS = 2**24
 PART_GROUPS = 16
 """Row groups per file: what later stages read at once, however large an input file is."""
 GROUP_BYTES = 64 << 20
+MAX_WARNINGS = 5
+MAX_SOURCES = 100_000
+"""Whose rows are counted; where there are more, these are addresses or numbers of rows, and no sources."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ class ReadFiles:
         if tally.rejected:
             self.output.write_bytes(_rejected_path(group), json.dumps(tally.rejected).encode())
         note = {"rows_in": tally.rows_in, "rows_other": tally.rows_other, "rows_rejected": len(tally.rejected)}
-        return records, {**note, "sources": dict(tally.sources), "warnings": tally.warnings[:20]}
+        return records, {**note, "sources": dict(tally.sources), "warnings": tally.warnings}
 
     def _tables(self, group: FileGroup, tally: "_Tally") -> Iterator[pa.Table]:
         kept: list[Example] = []
@@ -113,6 +116,7 @@ class ReadFiles:
             tally.rows_other += int(len(examples) - wanted.sum())
             examples = [e for e, take in zip(examples, wanted, strict=True) if take]
         tally.sources.update(e.source or "" for e in examples)
+        _check_sources(self.settings.key, tally.sources)
         return examples_table(examples)
 
 
@@ -146,8 +150,11 @@ def prepare_examples(
     receipts = map_shards(work, groups, output, pool, label="prepare examples", unit="KiB")
     notes = [note for _, note in receipts]
     records += [record for written, _ in receipts for record in written]
-    for warning in [w for note in notes for w in note["warnings"]][:5]:
+    warnings = [warning for note in notes for warning in note["warnings"]]
+    for warning in warnings[:MAX_WARNINGS]:
         display.warn(warning)
+    if len(warnings) > MAX_WARNINGS:
+        display.warn(f"and {len(warnings) - MAX_WARNINGS} more like these, of other files")
     rejected = [row for g in groups for row in json.loads(output.read_bytes(_rejected_path(g)) or b"[]")]
     records.append(output.write_parquet("rejected.parquet", [_rejected_table(rejected)], schemas.REJECTED))
     told = [layout.as_json() for layout in distinct(layouts)]
@@ -210,6 +217,7 @@ def _account(config: PrepareSettings, receipts: list[Receipt], rows_rejected: in
     sources: Counter[str] = Counter()
     for note in notes:
         sources.update(note["sources"])
+    _check_sources(config.key, sources)
     return {
         "rows_in": rows_in,
         "rows_kept": rows_kept,
@@ -217,6 +225,15 @@ def _account(config: PrepareSettings, receipts: list[Receipt], rows_rejected: in
         "rows_other_side": rows_other,
         "rows_per_source": dict(sorted(sources.items())),
     }
+
+
+def _check_sources(key: str, sources: Counter[str]) -> None:
+    if len(sources) > MAX_SOURCES:
+        raise DataError(
+            f"{key}: found more than {MAX_SOURCES} sources, {listed(list(itertools.islice(sources, 3)))} among them; "
+            "expected the data sets that rows come from. Name another column with `columns: {source: ...}`, or leave "
+            "it unread with `columns: {source: null}`."
+        )
 
 
 def _written(output: StagedOutput, receipts: list[Receipt], columns: list[str]) -> Iterator[pa.Table]:
@@ -230,5 +247,5 @@ def _check_user_ids(output: StagedOutput, receipts: list[Receipt]) -> None:
     if repeated:
         raise DataError(
             f"these ids stand on more than one row: {listed(repeated)}. Ids must be unique; mend the "
-            "data, or rename the column if it holds no ids."
+            "data, or say that the column holds no ids with `columns: {id: null}`."
         )

@@ -102,7 +102,8 @@ def _fits(group: Group, layout: Layout) -> bool:
 
 
 def _description(group: Group, layout: Layout) -> dict[str, Any] | None:
-    named = {theirs: layout.columns.get(ours, ours) for theirs, ours in _COLUMNS[layout.name].items()}
+    columns = layout.columns
+    named = {theirs: columns[ours] for theirs, ours in _COLUMNS[layout.name].items() if ours in columns}
     found = {theirs: column for theirs, column in named.items() if column in group.columns}
     if layout.name not in ("messages", "sharegpt"):
         return {"columns": found}

@@ -66,7 +66,8 @@ def test_more_clusters_than_rows_are_refused_before_training(tmp_path: Path) -> 
 def test_ids_on_more_than_one_row_stop_the_run_and_are_named(tmp_path: Path) -> None:
     rows = [{**row, "id": f"row/{number}"} for number, row in enumerate(GOOD)]
     rows[7]["id"] = rows[30]["id"] = "../twice"
-    refused(config_with_rows(tmp_path, [json.dumps(row) for row in rows]), "`../twice`", "unique", "rename the column")
+    config = config_with_rows(tmp_path, [json.dumps(row) for row in rows])
+    refused(config, "`../twice`", "unique", "columns: {id: null}")
 
 
 def test_more_cpus_than_the_machine_has_are_refused_at_the_start(tmp_path: Path) -> None:

@@ -334,6 +334,14 @@ def test_user_id_of_another_type_is_rejected(reject, uid):
     assert reject(GOOD | {"id": uid}, GOOD | {"id": "1"}).startswith("wrong_type: column `id`")
 
 
+@pytest.mark.parametrize("our", ["id", "source", "skill", "is_wrong"])
+def test_column_of_another_kind_is_left_unread_where_the_config_says_so(read, reject, our):
+    row = GOOD | {our: {"page": 1}}
+    assert f"`columns: {{{our}: null}}`" in reject(row, GOOD | {our: True if our == "is_wrong" else "a"})
+    (example,) = read(row, columns={our: None})
+    assert (example.user_id, example.source, example.skill, example.is_wrong) == (None, None, None, None)
+
+
 @pytest.mark.parametrize("row", [GOOD | {"id": None}, GOOD])
 def test_null_user_id_is_data_error_with_its_line(read, row):
     with pytest.raises(DataError, match=r"rows\.jsonl:2: the id in column `id` is null or missing"):

@@ -112,6 +112,22 @@ def test_missing_mapped_optional_column_is_data_error(put, our):
         detect(put({"instruction": "a", "output": "b"}), **{our: "absent"})
 
 
+@pytest.mark.parametrize("our", ["source", "id", "skill", "is_wrong", "input", "system", "history"])
+def test_column_that_is_null_is_not_read(put, our):
+    files = put({"instruction": "a", "output": "b", our: "c"})
+    assert our in detect(files).columns
+    assert our not in detect(files, **{our: None}).columns
+    assert detect(files, **{our: None}).columns.keys() == detect(files).columns.keys() - {our}
+
+
+def test_layout_whose_column_is_null_does_not_fit(put):
+    files = put({"instruction": "a", "output": "b", "messages": []})
+    assert detect(files, messages=None).name == "alpaca"
+    assert detect(files, output=None).name == "messages"
+    with pytest.raises(ConfigError, match=r"`output` is null, but layout alpaca needs it"):
+        detect(files, "alpaca", output=None)
+
+
 def test_missing_column_of_a_fixed_layout_is_data_error(put):
     with pytest.raises(DataError, match=r"`output` is missing.*examples\.columns"):
         detect(put({"instruction": "a", "outputs": "b"}), "alpaca")
