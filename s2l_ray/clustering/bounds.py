@@ -41,6 +41,10 @@ NEIGHBOURS = 256
 """Of each centroid: where more may matter, all centroids are looked at."""
 
 
+_PAIRS = 2**18
+"""Differences between centroids that are held at once."""
+
+
 class Near(NamedTuple):
     """What is known of each row of a block.
 
@@ -83,11 +87,15 @@ class Moves:
         n_neighbours = min(len(own_K), NEIGHBOURS)
         neighbour_KJ = np.empty((len(own_K), n_neighbours), np.int32)
         apart_KJ = np.empty(neighbour_KJ.shape, np.float32)
-        for k in range(len(own_K)):
-            sq_apart_K = np.square(after_KT - after_KT[k]).sum(axis=1)
-            nearest_J = np.argpartition(sq_apart_K, n_neighbours - 1)[:n_neighbours]
-            neighbour_KJ[k] = nearest_J[np.argsort(sq_apart_K[nearest_J])]
-            apart_KJ[k] = _below(np.sqrt(sq_apart_K[neighbour_KJ[k]]))
+        at_once = max(1, _PAIRS // after_KT.size)
+        for first in range(0, len(own_K), at_once):
+            some = slice(first, first + at_once)
+            sq_apart_BK = np.square(after_KT[some, None] - after_KT[None]).sum(axis=2)
+            nearest_BJ = np.argpartition(sq_apart_BK, n_neighbours - 1, axis=1)[:, :n_neighbours]
+            sq_apart_BJ = np.take_along_axis(sq_apart_BK, nearest_BJ, axis=1)
+            order_BJ = np.argsort(sq_apart_BJ, axis=1)
+            neighbour_KJ[some] = np.take_along_axis(nearest_BJ, order_BJ, axis=1)
+            apart_KJ[some] = _below(np.sqrt(np.take_along_axis(sq_apart_BJ, order_BJ, axis=1)))
         half_K = apart_KJ[:, 1] / np.float32(2) if len(own_K) > 1 else np.full(1, np.inf, np.float32)
         return cls(own_K, other_K, half_K, neighbour_KJ, apart_KJ)
 
@@ -127,7 +135,7 @@ def next_pass(loss_NT: LossArray, near: Near, centroid_KT: FloatArray, moves: Mo
 
 
 def _look(loss_NT: LossArray, centroid_KT: FloatArray) -> Near:
-    known = compiled_pass("look", loss_NT, centroid_KT)
+    known = compiled_pass("look", loss_NT, len(centroid_KT), centroid_KT)
     if known is not None:
         return Near(*known)
     labels_N, upper_N, lower_N = nearest_two(loss_NT, centroid_KT)
@@ -136,7 +144,8 @@ def _look(loss_NT: LossArray, centroid_KT: FloatArray) -> Near:
 
 def _look_again(loss_NT: LossArray, near: Near, centroid_KT: FloatArray, moves: Moves) -> Near:
     arrays, neighbours = (moves.own_K, moves.other_K, moves.half_K), (moves.neighbour_KJ, moves.apart_KJ)
-    known = compiled_pass("look_again", loss_NT, centroid_KT, tuple(near), arrays, neighbours)
+    more = (centroid_KT, tuple(near), arrays, neighbours)
+    known = compiled_pass("look_again", loss_NT, len(centroid_KT), *more)
     if known is not None:
         return Near(*known)
     labels_N = near.labels.copy()

@@ -67,6 +67,33 @@ def look_again(
     return now
 
 
+def sq_distances(loss_NT: LossArray, centroid_KT: FloatArray, labels_N: npt.NDArray[np.int32]) -> FloatArray:
+    """Compute the squared distance of every row to its centroid [nat^2], in the order of `nearest`."""
+    found_N = np.empty(len(loss_NT))
+    _sq_distances(np.ascontiguousarray(loss_NT), centroid_KT, labels_N, found_N, (0,) * loss_NT.shape[1])
+    return found_N
+
+
+def sums(loss_NT: LossArray, labels_N: npt.NDArray[np.int32], n_clusters: int) -> FloatArray:
+    """Add up the rows of every cluster [nats/token], in their order."""
+    sum_KT = np.zeros((n_clusters, loss_NT.shape[1]))
+    _sums(np.ascontiguousarray(loss_NT), labels_N, sum_KT, (0,) * loss_NT.shape[1])
+    return sum_KT
+
+
+@njit(cache=True)
+def _sq_distances(loss_NT: Any, centroid_KT: Any, labels_N: Any, found_N: Any, checkpoints: Any) -> None:
+    for n in range(len(loss_NT)):
+        found_N[n] = _sq_distance(loss_NT[n], centroid_KT[labels_N[n]], checkpoints)
+
+
+@njit(cache=True)
+def _sums(loss_NT: Any, labels_N: Any, sum_KT: Any, checkpoints: Any) -> None:
+    for n in range(len(loss_NT)):
+        for t in range(len(checkpoints)):
+            sum_KT[labels_N[n], t] += loss_NT[n, t]
+
+
 @njit(cache=True)
 def _look(loss_NT: Any, centroid_KT: Any, now: Known, checkpoints: Any) -> None:
     centroids, scratch = _prepared(centroid_KT, checkpoints)
@@ -168,24 +195,33 @@ def _search(
         labels_N[n], upper_N[n], lower_N[n] = label, upper, lower
 
 
-@njit(cache=True, fastmath={"contract"})
+@njit(cache=True, fastmath={"contract", "nnan", "nsz"})
 def _two_nearest(
     rows_TB: Any, centroid_KT: Any, feared_C: Any, best_B: Any, second_B: Any, label_B: Any, checkpoints: Any
 ) -> None:
+    """Find the two nearest of some centroids for each row of a tile.
+
+    Two centroids at a time, and by minimum and maximum: where a value is kept or replaced by itself the compiler writes
+    the replaced lanes alone, which costs some processors as much as all the distances, fourfold.
+    """
     for b in range(TILE):
         best_B[b], second_B[b], label_B[b] = _FAR, _FAR, 0
-    for k in feared_C:
+    for c in range(0, len(feared_C), 2):
+        one = feared_C[c]
+        is_pair = c + 1 < len(feared_C)
+        other, at_least = (feared_C[c + 1], np.float32(0)) if is_pair else (one, _FAR)
         for b in range(TILE):
-            sq_distance = np.float32(0)
+            to_one = to_other = np.float32(0)
             for t in range(len(checkpoints)):
-                move = rows_TB[t, b] - centroid_KT[k, t]
-                sq_distance += move * move
-            best = best_B[b]
-            is_nearer = sq_distance < best
-            loser = best if is_nearer else sq_distance
-            second_B[b] = loser if loser < second_B[b] else second_B[b]
-            best_B[b] = sq_distance if is_nearer else best
-            label_B[b] = k if is_nearer else label_B[b]
+                loss = rows_TB[t, b]
+                to_one += (loss - centroid_KT[one, t]) * (loss - centroid_KT[one, t])
+                to_other += (loss - centroid_KT[other, t]) * (loss - centroid_KT[other, t])
+            to_other = max(to_other, at_least)
+            nearer, farther, label = min(to_one, to_other), max(to_one, to_other), one if to_one <= to_other else other
+            best, before = best_B[b], label_B[b]
+            second_B[b] = min(second_B[b], farther, max(best, nearer))
+            label_B[b] = label if nearer < best else before
+            best_B[b] = min(best, nearer)
 
 
 @njit(cache=True)
@@ -202,15 +238,22 @@ def _two_by_formula(loss_T: Any, centroid_KT: Any, checkpoints: Any) -> tuple[in
     """Compute all K squared distances [nat^2], squares added in the order of the checkpoints; a tie: the lowest id."""
     label, best, second = 0, math.inf, math.inf
     for k in range(len(centroid_KT)):
-        sq_distance = 0.0
-        for t in range(len(checkpoints)):
-            move = np.float64(loss_T[t]) - centroid_KT[k, t]
-            sq_distance += move * move
+        sq_distance = _sq_distance(loss_T, centroid_KT[k], checkpoints)
         if sq_distance < best:
             label, best, second = k, sq_distance, best
         elif sq_distance < second:
             second = sq_distance
     return label, best, second
+
+
+@njit(cache=True)
+def _sq_distance(loss_T: Any, centroid_T: Any, checkpoints: Any) -> float:
+    """Compute a squared distance [nat^2], squares added in the order of the checkpoints."""
+    sq_distance = 0.0
+    for t in range(len(checkpoints)):
+        move = np.float64(loss_T[t]) - centroid_T[t]
+        sq_distance += move * move
+    return sq_distance
 
 
 @njit(cache=True, fastmath={"contract", "reassoc"})

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from s2l_ray.clustering.nearest import Assignment, FloatArray, LossArray
+from s2l_ray.clustering.nearest import Assignment, FloatArray, LossArray, compiled_pass
 
 INERTIA_UNITS = 2**80
 """Squared distances are summed as integers, rounded to multiples of 1 / INERTIA_UNITS [nat^2]."""
@@ -62,10 +62,12 @@ def partial_sums(loss_NT: LossArray, assignment: Assignment, n_clusters: int) ->
         The block's contribution.
     """
     count_K = np.bincount(assignment.labels, minlength=n_clusters).astype(np.int64)
-    sum_KT = np.empty((n_clusters, loss_NT.shape[1]))
-    for t in range(loss_NT.shape[1]):
-        # A column at a time: bincount is several times faster than np.add.at, and just as exact on the grid.
-        sum_KT[:, t] = np.bincount(assignment.labels, weights=loss_NT[:, t], minlength=n_clusters)
+    sum_KT: FloatArray | None = compiled_pass("sums", loss_NT, n_clusters, assignment.labels, n_clusters)
+    if sum_KT is None:
+        sum_KT = np.empty((n_clusters, loss_NT.shape[1]))
+        for t in range(loss_NT.shape[1]):
+            # A column at a time: bincount is several times faster than np.add.at, and adds in the same order.
+            sum_KT[:, t] = np.bincount(assignment.labels, weights=loss_NT[:, t], minlength=n_clusters)
     return Partial(count_K, sum_KT, _inertia_units(assignment.sq_distance))
 
 

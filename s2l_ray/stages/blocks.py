@@ -6,6 +6,7 @@ made them, and what is lost with a node is made again.
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -17,8 +18,9 @@ from s2l_ray.stages.capacity import remote_options
 
 BLOCK_ROWS = 250_000
 """Rows of a block at most; fewer where that gives small data some blocks to share."""
-SMALL_BLOCK_ROWS = 25_000
-FEW_BLOCKS = 4
+SMALL_BLOCK_ROWS, FEW_BLOCKS = 25_000, 4
+LARGE_BLOCK_ROWS, MANY_BLOCKS = 1_000_000, 16
+"""More where there would be many blocks: a task costs as much as a pass over 100,000 rows."""
 BLOCK_VALUES = 16 * 2**20
 """Numbers of a block at most: hidden states are wider than trajectories."""
 RETRIES = 20
@@ -27,8 +29,9 @@ RETRIES = 20
 
 def rows_at_once(n_rows: int, width: int = 1) -> int:
     """Return how many of some rows, each of `width` numbers, a task is given."""
-    fair = max(SMALL_BLOCK_ROWS, -(-n_rows // FEW_BLOCKS))
-    return max(1, min(BLOCK_ROWS, fair, BLOCK_VALUES // max(1, width)))
+    usual = min(BLOCK_ROWS, max(SMALL_BLOCK_ROWS, -(-n_rows // FEW_BLOCKS)))
+    large = min(LARGE_BLOCK_ROWS, -(-n_rows // MANY_BLOCKS))
+    return max(1, min(max(usual, large), BLOCK_VALUES // max(1, width)))
 
 
 def spans(n_rows: int, at_once: int) -> Iterator[tuple[int, int]]:
@@ -70,7 +73,13 @@ def as_task(function: Callable[..., Any], pool: PoolResources, *, returns: int =
     options = {"name": function.__name__.strip("_"), "num_returns": returns, "max_retries": RETRIES}
     options |= remote_options(pool)
     # Not within the placement group of a Tune trial, which holds nothing.
-    return ray.remote(function).options(**options, scheduling_strategy="DEFAULT")
+    return _remote(function).options(**options, scheduling_strategy="DEFAULT")
+
+
+@cache
+def _remote(function: Callable[..., Any]) -> Any:
+    # One for good: each one's code is sent to every worker, which takes longer than many a task.
+    return ray.remote(function)
 
 
 def _first(references: Any) -> Any:

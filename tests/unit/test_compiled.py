@@ -100,6 +100,22 @@ def test_more_centroids_than_neighbours_are_known_are_all_looked_at():
     check_known(near, loss, moved)
 
 
+def test_sums_and_distances_are_those_of_numpy_to_the_last_bit_off_the_grid_too(monkeypatch):
+    generator = np.random.default_rng(0)
+    loss = generator.gamma(1.0, 2.0, (5000, 12)).astype(np.float32)
+    centroid, labels = generator.gamma(1.0, 2.0, (40, 12)), generator.integers(0, 39, 5000).astype(np.int32)
+
+    def found():
+        distance = nearest.sq_distance_to_own(loss, centroid, labels)
+        part = partials.partial_sums(loss, nearest.Assignment(labels, distance), 40)
+        return distance.tobytes(), part.sum_KT.tobytes(), part.count_K.tobytes(), part.inertia_units
+
+    compiled_ones = found()
+    monkeypatch.setattr(nearest, "compiled_pass", lambda *arguments: None)
+    monkeypatch.setattr(partials, "compiled_pass", lambda *arguments: None)
+    assert found() == compiled_ones
+
+
 @pytest.mark.parametrize("value", [3e18, 3e19, 1e30])
 def test_distances_that_float32_cannot_hold_are_still_compared(value):
     loss = np.full((70, 12), value, np.float32)
@@ -119,7 +135,7 @@ def test_distances_that_float32_cannot_hold_are_still_compared(value):
 )
 def test_what_the_kernels_are_not_for_is_left_to_numpy(loss, n_clusters):
     assert not nearest.pays_to_compile(loss, n_clusters)
-    assert nearest.compiled_pass("look", loss, np.zeros((n_clusters, loss.shape[1]))) is None
+    assert nearest.compiled_pass("look", loss, n_clusters, np.zeros((n_clusters, loss.shape[1]))) is None
 
 
 def test_columns_of_a_larger_table_are_read_as_they_are():
