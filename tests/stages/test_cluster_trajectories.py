@@ -89,6 +89,7 @@ def test_bits_do_not_depend_on_workers_or_blocks(
     bench: Bench, inputs: stage.Inputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = ClusterConfig(n_clusters=K)
+    monkeypatch.setattr(blocks, "LARGE_BLOCK_ROWS", 1)  # however many blocks there are
     monkeypatch.setattr(blocks, "BLOCK_ROWS", 400)
     reference = bench.run(stage.cluster_trajectories, inputs, config, pool(1))
     assert len(reference.files("assignments-")) > 4
