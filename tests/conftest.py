@@ -74,6 +74,18 @@ def data_folder() -> Path:
     return Path(folder)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the file that makes the finished run, and put off the others that need it: they would wait for it."""
+    needing = {item.path for item in items if "finished_run" in getattr(item, "fixturenames", ())}
+
+    def place(item: pytest.Item) -> int:
+        if item.path.parent.name == "unit":
+            return 3
+        return 0 if item.path.name == "test_finished_run.py" else 2 if item.path in needing else 1
+
+    items.sort(key=place)
+
+
 def write_config(folder: Path, **sections: Any) -> Path:
     """Write TINY with some sections replaced or extended; return the file."""
     data = {**TINY, "storage": str(folder / "storage")}

@@ -1,10 +1,16 @@
-"""A Ray that the commands of these tests join."""
+"""Commands of the tests: in processes of their own on a Ray that they join, or here, one after the other."""
 
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from s2l_ray import cli
+from s2l_ray.log import display
+from tests.conftest import one_local_ray
 from tests.nodes import Nodes
+
+RunHere = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="package")
@@ -18,3 +24,24 @@ def cluster_address() -> Iterator[str]:
 def joined(cluster_address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the commands of a test join it."""
     monkeypatch.setenv("RAY_ADDRESS", cluster_address)
+
+
+@pytest.fixture(scope="package")
+def local_ray() -> Iterator[None]:
+    yield from one_local_ray()
+
+
+@pytest.fixture
+def run_here(local_ray: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> RunHere:
+    """Run the command in this process, as one job with all before it: its workers have imported what they need."""
+    monkeypatch.setattr(cli, "_end_process", lambda code: None)
+    monkeypatch.setattr(display, "quiet", display.quiet)
+    monkeypatch.setattr(display, "stdout", display.stdout)
+
+    def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        capsys.readouterr()
+        code = cli.main(arguments)
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, code, said.out, said.err)
+
+    return run

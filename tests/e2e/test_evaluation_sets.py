@@ -3,14 +3,10 @@
 import json
 from pathlib import Path
 
-import pytest
-
 from s2l_ray.artifacts import Artifact
 from s2l_ray.storage import Storage
 from s2l_ray.tokens import opened_tokenizer
-from tests.conftest import artifacts_of, run_s2l, write_config
-
-pytestmark = pytest.mark.usefixtures("joined")
+from tests.conftest import S2L, artifacts_of, write_config
 
 ROWS = 8
 
@@ -48,7 +44,9 @@ def made(folder: Path, name: str) -> list[Artifact]:
     return artifacts_of(Storage.at(str(folder / "storage")), name)
 
 
-def test_target_is_scored_on_each_set_by_its_name_and_asked_for_what_the_config_says(tmp_path: Path) -> None:
+def test_target_is_scored_on_each_set_by_its_name_and_asked_for_what_the_config_says(
+    tmp_path: Path, run_here: S2L
+) -> None:
     evaluate = {"metrics": ["math_answer"], "path": put_sets(tmp_path), "max_new_tokens": 4, "max_rows": None}
     tokens = {"tokenizer": "byte_bpe", "vocab_size": 300, "max_tokens": 256, "template": "alpaca"}
     config = write_config(
@@ -59,7 +57,7 @@ def test_target_is_scored_on_each_set_by_its_name_and_asked_for_what_the_config_
         target={"engine": "torch", "steps": 2},
         resources={"finetune_target": {"launcher": "task"}},
     )
-    done = run_s2l("run", str(config), "--until", "evaluate_target", "--json")
+    done = run_here("run", str(config), "--until", "evaluate_target", "--json")
     assert done.returncode == 0, done.stderr
     (scores,) = made(tmp_path, "scores")
     rows = {(row["group_by"], row["group"]): row["rows"] for row in scores.read_table("scores.parquet").to_pylist()}

@@ -15,9 +15,7 @@ from s2l_ray.artifacts import Artifact
 from s2l_ray.schemas import matrix
 from s2l_ray.storage import Storage
 from s2l_ray.synthetic import SyntheticSpec, generate_rows
-from tests.conftest import FinishedRun, artifacts_of, run_s2l
-
-pytestmark = pytest.mark.usefixtures("joined")
+from tests.conftest import S2L, FinishedRun, artifacts_of
 
 
 def artifact(storage: Path, name: str) -> Artifact:
@@ -35,12 +33,26 @@ def watched(finished_run: FinishedRun) -> tuple[Path, Path]:
     return finished_run.folder / "storage", finished_run.config
 
 
-def run(config: Path, storage: Path, trajectories: str | Path, *more: str) -> "subprocess.CompletedProcess[str]":
-    sets = ("--set", f"trajectories.path={trajectories}")
-    return run_s2l("run", str(config), "--storage", str(storage), *sets, "--json", *more)
+@pytest.fixture
+def run(run_here: S2L) -> S2L:
+    def on(config: Path, storage: Path, trajectories: str | Path, *more: str) -> "subprocess.CompletedProcess[str]":
+        sets = ("--set", f"trajectories.path={trajectories}")
+        return run_here("run", str(config), "--storage", str(storage), *sets, "--json", *more)
+
+    return on
 
 
-def test_imported_trajectories_select_what_the_proxy_would_have(watched: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.fixture
+def extend(run_here: S2L) -> S2L:
+    def by(config: Path, storage: Path, rows: Path, *more: str) -> "subprocess.CompletedProcess[str]":
+        return run_here("extend", str(config), "--storage", str(storage), "--rows", str(rows), "--json", *more)
+
+    return by
+
+
+def test_imported_trajectories_select_what_the_proxy_would_have(
+    watched: tuple[Path, Path], tmp_path: Path, run: S2L
+) -> None:
     storage, config = watched
     trajectories = artifact(storage, "trajectories")
     done = run(config, tmp_path, trajectories.uri_of("*.parquet"), "--until", "select_subset")
@@ -52,7 +64,7 @@ def test_imported_trajectories_select_what_the_proxy_would_have(watched: tuple[P
 
 @pytest.mark.slow
 def test_run_on_imported_trajectories_goes_through_and_judges_what_it_can(
-    watched: tuple[Path, Path], tmp_path: Path
+    watched: tuple[Path, Path], tmp_path: Path, run: S2L
 ) -> None:
     storage, config = watched
     trajectories = artifact(storage, "trajectories")
@@ -63,7 +75,9 @@ def test_run_on_imported_trajectories_goes_through_and_judges_what_it_can(
     assert sum(diagnostics["health"].values()) == trajectories.summary["rows"]
 
 
-def test_official_files_are_taken_by_row_and_say_what_they_lack(watched: tuple[Path, Path], tmp_path: Path) -> None:
+def test_official_files_are_taken_by_row_and_say_what_they_lack(
+    watched: tuple[Path, Path], tmp_path: Path, run: S2L
+) -> None:
     storage, config = watched
     table = artifact(storage, "trajectories").read_table("trajectories-").sort_by("example_id")
     loss_NT = matrix(table, "loss")
@@ -83,7 +97,7 @@ def test_official_files_are_taken_by_row_and_say_what_they_lack(watched: tuple[P
 
 
 def test_trajectories_that_lack_examples_or_numbers_end_the_run_before_anything_is_trained(
-    watched: tuple[Path, Path], tmp_path: Path
+    watched: tuple[Path, Path], tmp_path: Path, run: S2L
 ) -> None:
     finished, config = watched
     storage = shutil.copytree(finished, tmp_path / "storage")
@@ -101,12 +115,8 @@ def test_trajectories_that_lack_examples_or_numbers_end_the_run_before_anything_
     assert "1 examples have a NaN or infinite loss" in done.stderr
 
 
-def extend(config: Path, storage: Path, rows: Path, *more: str) -> "subprocess.CompletedProcess[str]":
-    return run_s2l("extend", str(config), "--storage", str(storage), "--rows", str(rows), "--json", *more)
-
-
 def test_new_rows_join_the_subset_where_its_clusters_fall_short_and_nothing_is_trained(
-    watched: tuple[Path, Path], tmp_path: Path
+    watched: tuple[Path, Path], tmp_path: Path, extend: S2L
 ) -> None:
     finished, config = watched
     storage = shutil.copytree(finished, tmp_path / "storage")
@@ -139,7 +149,7 @@ def test_new_rows_join_the_subset_where_its_clusters_fall_short_and_nothing_is_t
 
 
 def test_extension_of_a_run_that_is_not_there_is_refused_before_anything_runs(
-    watched: tuple[Path, Path], tmp_path: Path
+    watched: tuple[Path, Path], tmp_path: Path, extend: S2L
 ) -> None:
     _, config = watched
     done = extend(config, tmp_path, config.parent / "rows.jsonl")

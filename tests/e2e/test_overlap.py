@@ -8,9 +8,7 @@ import pytest
 
 from s2l_ray.artifacts import Artifact, find_artifact
 from s2l_ray.storage import Storage
-from tests.conftest import run_s2l, write_config
-
-pytestmark = pytest.mark.usefixtures("joined")
+from tests.conftest import S2L, write_config
 
 LONG = "how many apples does a farmer have who picks 12 in the morning and 30 in the evening of one day"
 
@@ -27,7 +25,9 @@ def only(storage: Path, name: str, rows: int | None = None) -> Artifact:
 
 
 @pytest.mark.parametrize("treatment", ["report", "drop"])
-def test_rows_like_held_out_ones_are_named_and_left_out_where_asked(tmp_path: Path, treatment: str) -> None:
+def test_rows_like_held_out_ones_are_named_and_left_out_where_asked(
+    tmp_path: Path, treatment: str, run_here: S2L
+) -> None:
     plain = [f"say the word number {'abcdefgh'[i]} twice" for i in range(8)]
     train = [*plain, "What is 2 + 2?", LONG.replace("12", "19") + " and why"]
     config = write_config(
@@ -35,7 +35,7 @@ def test_rows_like_held_out_ones_are_named_and_left_out_where_asked(tmp_path: Pa
     )
     text = config.read_text().replace("synthetic:\n    rows: 600\n    skills: 8", f"decontaminate: {treatment}")
     config.write_text(text)
-    done = run_s2l(
+    done = run_here(
         "run",
         str(config),
         "--until",

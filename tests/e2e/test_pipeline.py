@@ -17,7 +17,7 @@ from s2l_ray.experiment import experiment_of, load_experiment, parse_sparse
 from s2l_ray.subsets.arms import arms_of
 from s2l_ray.subsets.explain import explain_example
 from s2l_ray.subsets.export import export_folder
-from tests.conftest import FinishedRun, run_s2l
+from tests.conftest import S2L, FinishedRun, run_s2l
 
 POOL = 552
 """Rows that are not held out, of 600."""
@@ -278,28 +278,26 @@ def test_changed_resources_change_nothing(run: FinishedRun) -> None:
     assert {node["state"] for node in json.loads(done.stdout)["nodes"]} == {"cached"}
 
 
-@pytest.mark.usefixtures("joined")
-def test_budget_of_another_size_is_a_prefix_of_the_same_ranking(run: FinishedRun) -> None:
-    done = run_s2l("stage", "select_subset", str(run.config), "--json", "--set", "select.budget=60")
+def test_budget_of_another_size_is_a_prefix_of_the_same_ranking(run: FinishedRun, run_here: S2L) -> None:
+    done = run_here("stage", "select_subset", str(run.config), "--json", "--set", "select.budget=60")
     assert done.returncode == 0, done.stderr
     subset = Path(json.loads(done.stdout)["artifacts"]["subset"])
     small = pq.read_table(subset / "subset.parquet").column("example_id").to_pylist()
-    large = run_s2l("plan", str(run.config), "--json")
+    large = run_here("plan", str(run.config), "--json")
     uri = next(n["why"] for n in json.loads(large.stdout)["nodes"] if n["artifact"] == "subset")
     table = pq.read_table(Path(uri) / "subset.parquet").to_pandas().sort_values("rank")
     assert sorted(small) == sorted(table["example_id"][:60].tolist())
 
 
-@pytest.mark.usefixtures("joined")
-def test_damaged_input_is_found_set_aside_and_made_again(tmp_path: Path, run: FinishedRun) -> None:
+def test_damaged_input_is_found_set_aside_and_made_again(tmp_path: Path, run: FinishedRun, run_here: S2L) -> None:
     copy = run.copied_to(tmp_path)
     artifact = copy.artifact("trajectories")
     path = Path(artifact.path(artifact.files("trajectories-")[0].path))
     path.write_bytes(path.read_bytes()[:-7])
     overrides = ["--set", "cluster.n_clusters=7", "--until", "cluster_trajectories", "--json"]
-    first = run_s2l("run", str(copy.config), *overrides)
+    first = run_here("run", str(copy.config), *overrides)
     assert first.returncode == 1
     assert "checksum" in first.stderr
-    second = run_s2l("run", str(copy.config), *overrides)
+    second = run_here("run", str(copy.config), *overrides)
     assert second.returncode == 0, second.stderr
     assert set(json.loads(second.stdout)["ran"]) == {"trajectories", "clusters"}

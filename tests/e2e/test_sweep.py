@@ -7,16 +7,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import HELD_OUT, FinishedRun, run_s2l, write_config
-
-pytestmark = pytest.mark.usefixtures("joined")
+from tests.conftest import HELD_OUT, S2L, FinishedRun, run_s2l, write_config
 
 QUICK = {"engine": "torch", "steps": 5}
 TASK = {stage: {"launcher": "task"} for stage in ("train_proxy", "finetune_target")}
 
 
-def swept(config: Path, *arguments: str) -> dict:
-    done = run_s2l("sweep", str(config), "--json", *arguments)
+def swept(config: Path, *arguments: str, run: S2L = run_s2l) -> dict:
+    done = run("sweep", str(config), "--json", *arguments)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -26,7 +24,7 @@ def made(folder: Path, artifact: str) -> int:
 
 
 def test_sweep_shares_what_trials_have_in_common_and_a_failed_trial_does_not_sink_the_rest(
-    tmp_path: Path, finished_run: FinishedRun
+    tmp_path: Path, finished_run: FinishedRun, run_here: S2L
 ) -> None:
     # What a run has left in the storage serves a sweep as well.
     for name in ("examples", "tokenizer", "tokens", "proxy", "trajectories"):
@@ -47,7 +45,7 @@ def test_sweep_shares_what_trials_have_in_common_and_a_failed_trial_does_not_sin
             "parameters": {"select.budget": [60, 120], "select.seed + target.seed": [0, 1]},
         },
     )
-    answer = swept(config)
+    answer = swept(config, run=run_here)
     table = pq.read_table(Path(answer["artifact"]) / "trials.parquet").to_pylist()
     assert len(table) == 12
     failed = [row for row in table if row["status"] == "failed"]
@@ -65,12 +63,13 @@ def test_sweep_shares_what_trials_have_in_common_and_a_failed_trial_does_not_sin
     assert "Against arm=random" in page
     assert "recommended: " in page
 
-    again = swept(config)
+    again = swept(config, run=run_here)
     assert again["ran"] == len(failed)  # what cannot be done is tried again, what is done is not
     assert made(tmp_path, "target") == len(finished)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("joined")
 def test_sweep_with_asha_gives_every_setting_a_seed_and_the_best_all_of_them(tmp_path: Path) -> None:
     config = write_config(
         tmp_path,
@@ -100,6 +99,7 @@ def test_sweep_with_asha_gives_every_setting_a_seed_and_the_best_all_of_them(tmp
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("joined")
 def test_sweep_runs_trials_that_start_ray_train_with_deepspeed(tmp_path: Path) -> None:
     config = write_config(
         tmp_path,
