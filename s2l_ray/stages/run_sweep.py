@@ -5,14 +5,18 @@ plain function that brings its pipeline to its end in the storage. All state is 
 on with the same command, and a trial that some other run has done is not done again.
 """
 
+import itertools
 import math
+import pickle
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from s2l_ray import schemas
 from s2l_ray.artifacts import Artifact, find_artifact
@@ -83,7 +87,7 @@ def run_sweep(
         is_ours = runtime.connect(resources)
         shared = Pipeline.before("select_subset", (pipelines[trial.name] for trial in todo))
         Runner(shared, storage, resources).run()
-        errors = _run_tails(_Tails(sweep, pipelines, storage), todo)
+        errors = _run_tails(sweep, pipelines, storage, todo)
         if is_ours:
             runtime.disconnect()
         states = _States(storage)
@@ -115,27 +119,50 @@ class _States:
 
 
 @dataclass(frozen=True)
-class _Tails:
-    """What the trial processes get. Cheap to pickle."""
+class _Group:
+    """What the process of a Tune trial gets: trials that it runs one after the other, by name."""
 
-    sweep: Sweep
     pipelines: Mapping[str, Pipeline]
+    metric: str
     storage: Storage
-
-    def groups(self, todo: Sequence[Trial]) -> list[list[str]]:
-        """Return which trials a Tune trial runs: one, or for `asha` all seeds of a setting, one after the other."""
-        if self.sweep.config.search != "asha":
-            return [[trial.name] for trial in todo]
-        # Also those that are there: they report at once, and others are measured against them.
-        return [[trial.name for trial in repeats] for repeats in self.sweep.settings().values()]
+    resources: ResourcesConfig
 
 
-def _run_tails(tails: _Tails, todo: Sequence[Trial]) -> dict[str, str]:
+def _groups(sweep: Sweep, todo: Sequence[Trial]) -> list[list[str]]:
+    """Return which trials a Tune trial runs: one, or for `asha` all seeds of a setting, one after the other."""
+    if sweep.config.search != "asha":
+        return [[trial.name] for trial in todo]
+    # Also those that are there: they report at once, and others are measured against them.
+    return [[trial.name for trial in repeats] for repeats in sweep.settings().values()]
+
+
+@dataclass(frozen=True, eq=False)
+class _Packed:
+    """Values of which each reader unpacks its own: all of them, for thousands of trials, take it many seconds."""
+
+    bytes_: NDArray[np.uint8]
+    """One after the other; an array, which every process of a node reads where it lies in Ray's store."""
+    ends: tuple[int, ...]
+
+    @classmethod
+    def of(cls, values: Iterable[Any]) -> "_Packed":
+        """Pack values."""
+        packed = [pickle.dumps(value) for value in values]
+        return cls(np.frombuffer(b"".join(packed), np.uint8), tuple(itertools.accumulate(map(len, packed))))
+
+    def __getitem__(self, index: int) -> Any:
+        start = self.ends[index - 1] if index else 0
+        return pickle.loads(self.bytes_[start : self.ends[index]].tobytes())
+
+
+def _run_tails(
+    sweep: Sweep, pipelines: Mapping[str, Pipeline], storage: Storage, todo: Sequence[Trial]
+) -> dict[str, str]:
     """Run trials under Tune; return what went wrong, by trial."""
     from ray import tune
 
-    config = tails.sweep.config
-    groups = tails.groups(todo)
+    config = sweep.config
+    groups = _groups(sweep, todo)
     mode = "max" if higher_is_better(config.metric) else "min"
     scheduler = None
     if config.search == "asha":
@@ -146,7 +173,11 @@ def _run_tails(tails: _Tails, todo: Sequence[Trial]) -> dict[str, str]:
         tempfile.TemporaryDirectory(prefix="s2l-") as folder,
     ):
         watch = _watch(groups, progress)
-        trainable = tune.with_parameters(_run_group, tails=tails, groups=groups)
+        packed = _Packed.of(
+            _Group({name: pipelines[name] for name in group}, config.metric, storage, sweep.shared.resources)
+            for group in groups
+        )
+        trainable = tune.with_parameters(_run_group, groups=packed)
         tuner = tune.Tuner(
             # Its own process does nothing but wait: what a trial computes asks for its resources itself.
             tune.with_resources(trainable, {"cpu": 0, "memory": 1}),
@@ -155,7 +186,7 @@ def _run_tails(tails: _Tails, todo: Sequence[Trial]) -> dict[str, str]:
                 metric=SCORE,
                 mode=mode,
                 scheduler=scheduler,
-                max_concurrent_trials=_at_once(tails.sweep),
+                max_concurrent_trials=_at_once(sweep),
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(
@@ -209,18 +240,18 @@ _verified: set[str] = set()
 """Artifacts whose checksums this process has found good: trials that follow one another share most of them."""
 
 
-def _run_group(config: dict[str, Any], tails: _Tails, groups: Sequence[Sequence[str]]) -> None:
+def _run_group(config: dict[str, Any], groups: _Packed) -> None:
     """Run in a trial's process: the trials of a group one after the other, each to its end in the storage."""
     from ray import tune
 
     display.quiet = True
-    sweep, worst = tails.sweep.config, -math.inf if higher_is_better(tails.sweep.config.metric) else math.inf
+    group: _Group = groups[config["group"]]
+    worst = -math.inf if higher_is_better(group.metric) else math.inf
     scores: list[float] = []
-    for name in groups[config["group"]]:
-        pipeline = tails.pipelines[name]
+    for name, pipeline in group.pipelines.items():
         try:
-            made = Runner(pipeline, tails.storage, tails.sweep.shared.resources, _verified).run().artifacts
-            scores.append(_score(made[pipeline.comparison.key], sweep.metric))
+            made = Runner(pipeline, group.storage, group.resources, _verified).run().artifacts
+            scores.append(_score(made[pipeline.comparison.key], group.metric))
         except S2LError as error:
             # It would only come again; other trials are none the worse for it.
             tune.report({"trial": name, SCORE: worst, "error": str(error)})

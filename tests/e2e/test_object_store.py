@@ -265,6 +265,7 @@ def assert_clean_abort(done: "subprocess.CompletedProcess[str]", code: int, plac
     assert place in message
 
 
+@pytest.mark.faults
 def test_store_that_refuses_every_other_request_is_asked_again_however_often(store: ObjectStore) -> None:
     storage = store.storage("refusing")
     store.calm()

@@ -289,6 +289,7 @@ def test_budget_of_another_size_is_a_prefix_of_the_same_ranking(run: FinishedRun
     assert sorted(small) == sorted(table["example_id"][:60].tolist())
 
 
+@pytest.mark.faults
 def test_damaged_input_is_found_set_aside_and_made_again(tmp_path: Path, run: FinishedRun, run_here: S2L) -> None:
     copy = run.copied_to(tmp_path)
     artifact = copy.artifact("trajectories")
