@@ -201,8 +201,8 @@ def _two_nearest(
 ) -> None:
     """Find the two nearest of some centroids for each row of a tile.
 
-    Two centroids at a time, and by minimum and maximum: where a value is kept or replaced by itself the compiler writes
-    the replaced lanes alone, which costs some processors as much as all the distances, fourfold.
+    Two centroids at a time, by minimum and maximum: for a value that is either replaced or kept the compiler writes the
+    replaced lanes alone, and some processors take four times as long for that as for all the distances.
     """
     for b in range(TILE):
         best_B[b], second_B[b], label_B[b] = _FAR, _FAR, 0

@@ -5,18 +5,14 @@ plain function that brings its pipeline to its end in the storage. All state is 
 on with the same command, and a trial that some other run has done is not done again.
 """
 
-import itertools
 import math
-import pickle
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from s2l_ray import schemas
 from s2l_ray.artifacts import Artifact, find_artifact
@@ -136,29 +132,11 @@ def _groups(sweep: Sweep, todo: Sequence[Trial]) -> list[list[str]]:
     return [[trial.name for trial in repeats] for repeats in sweep.settings().values()]
 
 
-@dataclass(frozen=True, eq=False)
-class _Packed:
-    """Values of which each reader unpacks its own: all of them, for thousands of trials, take it many seconds."""
-
-    bytes_: NDArray[np.uint8]
-    """One after the other; an array, which every process of a node reads where it lies in Ray's store."""
-    ends: tuple[int, ...]
-
-    @classmethod
-    def of(cls, values: Iterable[Any]) -> "_Packed":
-        """Pack values."""
-        packed = [pickle.dumps(value) for value in values]
-        return cls(np.frombuffer(b"".join(packed), np.uint8), tuple(itertools.accumulate(map(len, packed))))
-
-    def __getitem__(self, index: int) -> Any:
-        start = self.ends[index - 1] if index else 0
-        return pickle.loads(self.bytes_[start : self.ends[index]].tobytes())
-
-
 def _run_tails(
     sweep: Sweep, pipelines: Mapping[str, Pipeline], storage: Storage, todo: Sequence[Trial]
 ) -> dict[str, str]:
     """Run trials under Tune; return what went wrong, by trial."""
+    import ray
     from ray import tune
 
     config = sweep.config
@@ -173,11 +151,12 @@ def _run_tails(
         tempfile.TemporaryDirectory(prefix="s2l-") as folder,
     ):
         watch = _watch(groups, progress)
-        packed = _Packed.of(
-            _Group({name: pipelines[name] for name in group}, config.metric, storage, sweep.shared.resources)
+        # Each by itself: all of them, for thousands of trials, take every process many seconds to read.
+        parts = [
+            ray.put(_Group({name: pipelines[name] for name in group}, config.metric, storage, sweep.shared.resources))
             for group in groups
-        )
-        trainable = tune.with_parameters(_run_group, groups=packed)
+        ]
+        trainable = tune.with_parameters(_run_group, groups=parts)
         tuner = tune.Tuner(
             # Its own process does nothing but wait: what a trial computes asks for its resources itself.
             tune.with_resources(trainable, {"cpu": 0, "memory": 1}),
@@ -240,12 +219,13 @@ _verified: set[str] = set()
 """Artifacts whose checksums this process has found good: trials that follow one another share most of them."""
 
 
-def _run_group(config: dict[str, Any], groups: _Packed) -> None:
+def _run_group(config: dict[str, Any], groups: Sequence[Any]) -> None:
     """Run in a trial's process: the trials of a group one after the other, each to its end in the storage."""
+    import ray
     from ray import tune
 
     display.quiet = True
-    group: _Group = groups[config["group"]]
+    group: _Group = ray.get(groups[config["group"]])
     worst = -math.inf if higher_is_better(group.metric) else math.inf
     scores: list[float] = []
     for name, pipeline in group.pipelines.items():

@@ -1,13 +1,11 @@
 """What trials come to: best setting, paired comparisons, recommended budgets, the table."""
 
-import pickle
 from dataclasses import replace
 
 import pytest
 
 from s2l_ray.errors import ConfigError
 from s2l_ray.experiment import parse_sparse
-from s2l_ray.stages.run_sweep import _Packed
 from s2l_ray.strict_yaml import parse_yaml
 from s2l_ray.sweep import lay_out
 from s2l_ray.trials import Outcome, SweepResult, lines, same_results
@@ -160,10 +158,3 @@ def test_seeds_that_decide_nothing_in_a_setting_are_said():
     assert [line.split(": ")[0] for line in said] == ["arm=full, select.budget=0.1", "arm=full, select.budget=0.2"]
     assert all("3 seeds, but only 1 distinct result." in line and "target.seed" in line for line in said)
     assert list(same_results(result_of())) == []
-
-
-def test_packed_values_are_unpacked_one_by_one():
-    values = ["a", {"b": [1, 2]}, None, "c" * 1000]
-    packed = pickle.loads(pickle.dumps(_Packed.of(iter(values))))
-    assert [packed[index] for index in range(4)] == values
-    assert packed[3] == values[3]
