@@ -9,9 +9,8 @@ Shape suffix: N examples.
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -200,7 +199,7 @@ def _example(file: InputFile, layout: Layout, number: int, row: Row) -> Example:
         hashed = content_hash(turns)
     except UnicodeEncodeError as error:
         raise UnusableRowError("lone_surrogate: a text holds half of a surrogate pair; it is no Unicode") from error
-    user_id = _label(row, columns, "id")
+    user_id = _label(row, layout, "id")
     if user_id is None and "id" in columns:
         raise DataError(
             f"{shown(file.name)}:{number + 1}: the id in column `{shown(columns['id'])}` is null or missing. "
@@ -212,46 +211,40 @@ def _example(file: InputFile, layout: Layout, number: int, row: Row) -> Example:
         input_file=file.name,
         input_row=number,
         content_hash=hashed,
-        source=_label(row, columns, "source") or file.source or (layout.name if layout.name in SETS else None),
-        skill=_label(row, columns, "skill"),
-        is_wrong=_truth(row, columns),
+        source=_label(row, layout, "source") or file.source or (layout.name if layout.name in SETS else None),
+        skill=_label(row, layout, "skill"),
+        is_wrong=_truth(row, layout),
         turns=turns,
     )
 
 
-def _truth(row: Row, columns: Mapping[str, str]) -> bool | None:
-    column, value = _labelled(row, columns, "is_wrong")
+def _truth(row: Row, layout: Layout) -> bool | None:
+    value = layout.value_in(row, "is_wrong")
     if isinstance(value, str) and value.casefold() in _TRUTHS:  # CSV knows only text
         return _TRUTHS[value.casefold()]
     if value is not None and not isinstance(value, bool):
-        raise _bad_label("is_wrong", column, value, "true or false")
+        raise _bad_label(layout, "is_wrong", value, "true or false")
     return value
 
 
-def _label(row: Row, columns: Mapping[str, str], our: str) -> str | None:
+def _label(row: Row, layout: Layout, our: str) -> str | None:
     """Return an id or a label: text or a whole number; never looked into."""
-    column, value = _labelled(row, columns, our)
+    value = layout.value_in(row, our)
     if value is None:
         return None
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):
-        raise _bad_label(our, column, value, "text or a whole number")
+        raise _bad_label(layout, our, value, "text or a whole number")
     if not value.isascii():
         try:
             value.encode()
         except UnicodeEncodeError as error:
             raise UnusableRowError(
-                f"lone_surrogate: column `{shown(column)}` holds half of a surrogate pair"
+                f"lone_surrogate: column `{shown(layout.columns[our])}` holds half of a surrogate pair"
             ) from error
     return value
 
 
-def _labelled(row: Row, columns: Mapping[str, str], our: str) -> tuple[str, Any]:
-    """Return a label's column and what stands there; None where it is not to be read."""
-    column = columns.get(our)
-    return ("", None) if column is None else (column, row.get(column))
-
-
-def _bad_label(our: str, column: str, value: object, expected: str) -> UnusableRowError:
-    return bad_type(column, value, f"{expected} (or `columns: {{{our}: null}}`, which leaves it unread)")
+def _bad_label(layout: Layout, our: str, value: object, expected: str) -> UnusableRowError:
+    return bad_type(layout.columns[our], value, f"{expected} (or `columns: {{{our}: null}}`, which leaves it unread)")

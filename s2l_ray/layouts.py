@@ -23,7 +23,7 @@ from typing import Any, Literal, get_args
 
 from s2l_ray.errors import ConfigError, DataError
 from s2l_ray.evaluation_sets import SETS, SetName
-from s2l_ray.formats.row import BadRow
+from s2l_ray.formats.row import BadRow, Row
 from s2l_ray.input_files import InputFile, listed, shown
 from s2l_ray.raw_rows import read_rows
 
@@ -75,6 +75,10 @@ class Layout:
     def as_json(self) -> dict[str, Any]:
         """Return it as plain data."""
         return {"name": self.name, "columns": dict(self.columns)}
+
+    def value_in(self, row: Row, our: str) -> Any:
+        """Return what a row holds under a name of ours; None where it holds nothing, or it is not to be read."""
+        return row.get(self.columns[our]) if our in self.columns else None
 
     def without_ids(self) -> "Layout":
         """Return the same, without a column of ids."""

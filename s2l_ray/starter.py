@@ -185,9 +185,9 @@ def _examples_lines(look: Look) -> list[str]:
     if look.sources:
         shares = ", ".join(f"{_comment(name)} {count}" for name, count in look.sources.most_common(5))
         lines.append(f"# Rows per source: {shares}{' and others' if len(look.sources) > 5 else ''}.")
-    unread = {layout.columns["source"] for layout in look.distinct_layouts if "source" in layout.columns}
-    if not look.sources and unread:
-        (column,) = unread
+    looked_for = {layout.columns["source"] for layout in look.distinct_layouts if "source" in layout.columns}
+    if not look.sources and looked_for:
+        (column,) = looked_for
         lines.append(f"# No column `{_comment(column)}`; name yours with `columns: {{source: ...}}`.")
     lines.append("examples:")
     if len(look.entries) == 1 and look.entries[0].format is None:

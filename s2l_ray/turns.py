@@ -78,15 +78,11 @@ def _of_set(row: Row, layout: Layout) -> tuple[Turn, ...]:
 def _preamble(row: Row, layout: Layout) -> list[Turn]:
     """Return what columns of their own say of the whole conversation."""
     turns = []
-    if tools := _tools(layout.columns.get("tools", ""), _optional(row, layout, "tools")):
+    if tools := _tools(layout.columns.get("tools", ""), layout.value_in(row, "tools")):
         turns.append(Turn("tools", tools))
-    if _optional(row, layout, "system") not in (None, ""):
+    if layout.value_in(row, "system") not in (None, ""):
         turns.append(Turn("system", text_of(row, layout.columns["system"])))
     return turns
-
-
-def _optional(row: Row, layout: Layout, our: str) -> Any:
-    return row.get(layout.columns[our]) if our in layout.columns else None
 
 
 def _tools(column: str, value: object) -> str:
@@ -113,7 +109,7 @@ def _json_of(value: object, where: str) -> str:
 
 def _history(row: Row, layout: Layout) -> list[Turn]:
     """Return earlier questions and answers, which alpaca rows may have as a list of pairs."""
-    pairs = _optional(row, layout, "history") or []
+    pairs = layout.value_in(row, "history") or []
     column = layout.columns.get("history", "")
     if not isinstance(pairs, list):
         raise bad_type(column, pairs, "a list of [question, answer]")
@@ -130,7 +126,7 @@ def _history(row: Row, layout: Layout) -> list[Turn]:
 def _question_and_answer(row: Row, layout: Layout) -> list[Turn]:
     prompt, response = (layout.columns[our] for our in REQUIRED[layout.name])
     turns = [Turn("user", text_of(row, prompt))]
-    if _optional(row, layout, "input") is not None:
+    if layout.value_in(row, "input") is not None:
         more = text_of(row, layout.columns["input"])
         if more:
             turns.append(Turn("input", more))

@@ -1,16 +1,14 @@
 """Commands of the tests: in processes of their own on a Ray that they join, or here, one after the other."""
 
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from s2l_ray import cli
 from s2l_ray.log import display
-from tests.conftest import one_local_ray
+from tests.conftest import S2L, one_local_ray
 from tests.nodes import Nodes
-
-RunHere = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="package")
@@ -32,7 +30,7 @@ def local_ray() -> Iterator[None]:
 
 
 @pytest.fixture
-def run_here(local_ray: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> RunHere:
+def run_here(local_ray: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> S2L:
     """Run the command in this process, as one job with all before it: its workers have imported what they need."""
     monkeypatch.setattr(cli, "_end_process", lambda code: None)
     monkeypatch.setattr(display, "quiet", display.quiet)
