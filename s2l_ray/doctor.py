@@ -258,10 +258,8 @@ def examine_experiment(experiment: Experiment) -> Iterator[Finding]:
         yield Finding("experiment", "problem", str(error))
         return
     yield Finding("experiment", "ok", f"{len(experiment.arms)} arms, {len(pipeline.nodes)} artifacts")
-    missing = dict.fromkeys(line for arm in experiment.arms.values() for line in missing_packages(arm))
-    for line in missing:
-        found, _, advice = line.partition(". ")
-        yield Finding("package", "problem", found, advice)
+    for missing in dict.fromkeys(each for arm in experiment.arms.values() for each in missing_packages(arm)):
+        yield Finding("package", "note" if missing.may_be_elsewhere else "problem", missing.asked, missing.advice)
     yield from _demands(experiment.shared.resources)
     yield from _metrics(experiment)
     sections = [each for arm in experiment.arms.values() for each in (arm.proxy, arm.target, arm.evaluate.encoder)]
@@ -272,7 +270,7 @@ def examine_experiment(experiment: Experiment) -> Iterator[Finding]:
 
 def _demands(resources: ResourcesConfig) -> Iterator[Finding]:
     """Compare what stages ask for with what a Ray has that starts here; a cluster is looked at when a run joins it."""
-    if resources.address or os.environ.get("RAY_ADDRESS"):
+    if resources.cluster is not None:
         return
     import torch
 

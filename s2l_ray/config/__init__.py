@@ -191,7 +191,7 @@ class Config(Section):
         if self.evaluate.engine != "vllm":
             return self
         gpus = self.resources.evaluate_target.gpus
-        if gpus not in (0, 1):
+        if 0 < gpus < 1:
             raise ValueError(
                 "evaluate.engine: vllm takes one whole GPU per worker, found resources.evaluate_target.gpus: "
                 f"{gpus:g}; set 1, and more workers by `actors` (0 is for a build of vLLM for CPUs)"

@@ -1,5 +1,6 @@
 """The section `resources`: where each stage runs. Never part of a fingerprint."""
 
+import os
 from abc import ABC, abstractmethod
 from typing import ClassVar, Literal
 
@@ -17,7 +18,7 @@ class Demand(Section, ABC):
     cpus: float = Field(1, gt=0)
     """CPUs per worker, as Ray counts them."""
     gpus: float = Field(0, ge=0)
-    """GPUs per worker."""
+    """GPUs per worker: one, or a share of one."""
     memory: ByteSize | None = None
     """Memory per worker that Ray sets aside, such as "16GiB"; it limits nothing."""
     custom: dict[str, float] = Field(default_factory=dict)
@@ -31,6 +32,15 @@ class Demand(Section, ABC):
 
     counted_by: ClassVar[str]
     """The key that says how many workers."""
+
+    @field_validator("gpus")
+    @classmethod
+    def _one_device(cls, value: float) -> float:
+        if value > 1:
+            raise ValueError(
+                f"a worker computes on one GPU; expected 1 or less, and more `{cls.counted_by}` for more GPUs"
+            )
+        return value
 
     @property
     @abstractmethod
@@ -125,6 +135,11 @@ class ResourcesConfig(Section):
     finetune_target: TrainResources = TrainResources()
     evaluate_target: PoolResources = PoolResources()
     """Also for the report's checks on proxy and target."""
+
+    @property
+    def cluster(self) -> str | None:
+        """The cluster to join; None where Ray starts on this machine."""
+        return self.address or os.environ.get("RAY_ADDRESS") or None
 
     @property
     def demands(self) -> dict[str, Demand]:

@@ -80,7 +80,7 @@ def connect(resources: ResourcesConfig) -> bool:
     if ray.is_initialized():
         check_capacity(resources)
         return False
-    address = resources.address or os.environ.get("RAY_ADDRESS")
+    address = resources.cluster
     verbose = bool(os.environ.get("S2L_VERBOSE"))
     quieten()
     options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": verbose}

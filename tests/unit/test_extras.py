@@ -54,5 +54,21 @@ def test_plan_and_run_refuse_a_missing_package_with_exit_2(package, tmp_path, ca
     assert not (tmp_path / "storage").exists()
 
 
+def test_what_only_workers_with_gpus_import_may_be_missing_where_a_cluster_has_them(package, monkeypatch, capsys):
+    sets, asked, install = CASES[package]
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    experiment = tiny.parse(tiny.SYNTHETIC, *sets)
+    state = next(f.state for f in examine_experiment(experiment) if f.topic == "package")
+    if package in ("vllm", "flash_attn"):
+        check_packages(experiment)
+        said = capsys.readouterr().err
+        assert all(word in said for word in ("warning", package, asked, install))
+        assert state == "note"
+    else:
+        with pytest.raises(ConfigError, match=package):
+            check_packages(experiment)
+        assert state == "problem"
+
+
 def test_nothing_is_missing_where_nothing_is_asked_for():
     assert list(missing_packages(tiny.config_of())) == []
