@@ -14,6 +14,15 @@ FLASH = "flash_attention_2"
 """The attention that computes in half precision on a GPU, and nowhere else."""
 
 
+_OUT_OF_MEMORY = (
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "Cuda failure 2 'out of memory'",
+)
+"""What torch, cuBLAS and NCCL say."""
+
+
 def set_attention(model: "PreTrainedModel", attention: str, *, in_bf16: bool) -> None:
     """Let a model compute its attention in another way.
 
@@ -60,9 +69,7 @@ def memory_checked(advice: str) -> Iterator[None]:
 def _is_out_of_memory(error: Exception) -> bool:
     # By name: torch is not imported in every process that comes here. NCCL and cuBLAS, which take memory of their own,
     # only say it in their text.
-    return type(error).__name__ == "OutOfMemoryError" or any(
-        sign in str(error) for sign in ("CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    )
+    return type(error).__name__ == "OutOfMemoryError" or any(sign in str(error) for sign in _OUT_OF_MEMORY)
 
 
 def recompute_activations(model: "PreTrainedModel") -> None:

@@ -67,7 +67,7 @@ class ModelConfig(NamedModel):
     micro_batch_size: int = Field(16, ge=1)
     """Examples per forward pass of one worker; accumulation follows from it."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """`auto` is bf16 on a GPU that supports it, else fp32."""
+    """`auto` is bf16 where the stage has GPUs, else fp32; GPUs without bf16 are refused, and want fp32."""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
     """Attention of transformers, in training and wherever the trained model is asked; `auto` is its own choice.
     FlashAttention computes in bf16 on a GPU; where a later stage computes otherwise, `auto` takes its place."""

@@ -278,7 +278,9 @@ def diagnose_selection(
     shards = row_ranges(inputs.trajectories, "trajectories-", HEALTH_ROWS)
     pool = resources.evaluate_target
     judge = JudgeHealth(inputs, float(initial_N.mean(dtype=np.float64)), learned, output)
-    judged = map_shards(judge, shards, output, pool, label="judge trajectories")
+    # No model computes there.
+    without_gpus = pool.model_copy(update={"gpus": 0.0})
+    judged = map_shards(judge, shards, output, without_gpus, label="judge trajectories")
     checks = [Piece("clusterings", CLUSTERING_ROWS)]
     if config.sample and inputs.proxy is not None:
         steps = inputs.proxy.summary["checkpoint_steps"]

@@ -163,7 +163,7 @@ def measured(each: Probe) -> Pace:
     try:
         work = _training if task.trains else _reading
         rate = work(each, model, rows, device, bf16)
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, MemoryError):
         return Pace(parameters, trained, None, None)
     on_gpu = device.type == "cuda"
     memory = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
@@ -234,8 +234,9 @@ def _training(each: Probe, model: "PreTrainedModel", rows: TokenRows, device: "t
 
 def _reading(each: Probe, model: "PreTrainedModel", rows: TokenRows, device: "torch.device", bf16: bool) -> float:
     """Return tokens per second of forward passes."""
-    set_attention(model, each.task.model.attention, in_bf16=bf16 and device.type == "cuda")
     module, pad_id = response_loss_module(model.to(device).eval()), each.tokenizer.summary["pad_id"]
+    # Afterwards: the module tries the model's head in fp32, in which FlashAttention does not compute.
+    set_attention(model, each.task.model.attention, in_bf16=bf16 and device.type == "cuda")
     shuffled = np.random.default_rng(0).permutation(rows.example_id_N)
 
     def read(count: int) -> int:

@@ -50,29 +50,29 @@ class ScoreShard:
     def _steps(self) -> tuple[int, ...]:
         return (0, *self.inputs.proxy.summary["checkpoint_steps"])
 
-    def _modules(self, device: "torch.device", bf16: bool) -> "Iterator[torch.nn.Module]":
-        at_once = self.config.checkpoints_per_pass or len(self._steps)
+    def _losses(self, rows: TokenRows) -> Iterator[NDArray[np.float32]]:
+        """Yield the losses of rows under one checkpoint after the other, float32 [N] [nats/token]."""
+        device, bf16 = device_and_precision(self.config.precision, self.pool.gpus)
+        pad_id, at_once = self.inputs.tokenizer.summary["pad_id"], self.config.checkpoints_per_pass or len(self._steps)
         for start in range(0, len(self._steps), at_once):
             if at_once < len(self._steps):
                 _loaded.cache_clear()  # before the next ones come, or two passes would be in memory at once
-            yield from _loaded(self.inputs.proxy, self._steps[start : start + at_once], device, bf16)
+            # Not one by one by a name of its own, which would hold the last one for a pass more.
+            yield from (
+                mean_losses(m, rows, batch_tokens=self.config.batch_tokens, pad_id=pad_id, device=device, bf16=bf16)
+                for m in _loaded(self.inputs.proxy, self._steps[start : start + at_once], device, bf16)
+            )
 
     def __call__(self, shard: RowRange) -> Receipt:
         """Write one file of trajectories."""
         columns = [*TokenRows.COLUMNS, "source"]
         table = self.inputs.tokens.read_rows(shard.record, shard.start, shard.stop, columns)
         rows = TokenRows.from_table(table)
-        device, bf16 = device_and_precision(self.config.precision, self.pool.gpus)
-        pad_id = self.inputs.tokenizer.summary["pad_id"]
         with memory_checked(
             f"Set score.checkpoints_per_pass, so that fewer of {len(self._steps)} models are there at once, lower "
             "tokens.max_tokens, or give score_examples larger GPUs."
         ):
-            loss_TN = [
-                mean_losses(m, rows, batch_tokens=self.config.batch_tokens, pad_id=pad_id, device=device, bf16=bf16)
-                for m in self._modules(device, bf16)
-            ]
-        loss_NT = np.stack(loss_TN, axis=1)
+            loss_NT = np.stack(list(self._losses(rows)), axis=1)
         self._refuse_nonfinite(rows, loss_NT)
         steps = tuple(self._steps[1:])
         schema = schemas.trajectories(len(steps), steps)

@@ -1,5 +1,7 @@
 """Training under Ray Train: two workers give the losses of one, and DeepSpeed those of plain torch."""
 
+import gc
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,6 +27,7 @@ from s2l_ray.stages import (
     score_examples,
     train_proxy,
 )
+from s2l_ray.stages.shards import row_ranges
 from tests.conftest import TINY
 from tests.stages.conftest import Prepared, losses
 
@@ -102,6 +105,30 @@ def test_scores_do_not_depend_on_the_number_of_workers(
     in_passes = settings.model_copy(update={"checkpoints_per_pass": 2})
     digests.add(prepared.bench.run(score_examples.score_examples, inputs, in_passes).digest)
     assert len(digests) == 1
+
+
+def test_fewer_checkpoints_at_once_are_no_more_in_memory(
+    prepared: Prepared, config: Config, one_worker_proxy: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there: weakref.WeakSet[Any] = weakref.WeakSet()
+    most = 0
+    load = score_examples.load_model
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal most
+        gc.collect()  # a model is in cycles with its own modules
+        model = load(*arguments)
+        there.add(model)
+        most = max(most, len(there))
+        return model
+
+    monkeypatch.setattr(score_examples, "load_model", counted)
+    inputs = score_examples.Inputs(prepared.tokens, prepared.tokenizer, one_worker_proxy)
+    settings = config.score.model_copy(update={"checkpoints_per_pass": 2})
+    pool = ResourcesConfig().score_examples
+    work = score_examples.ScoreShard(inputs, settings, pool, prepared.bench.output("score_examples"))
+    work(row_ranges(prepared.tokens, "tokens-", 40)[0])
+    assert most == 2
 
 
 # Both are also tried as two bare processes, with ZeRO 1 and 2, where engines are tested.

@@ -75,6 +75,10 @@ def test_architecture_that_cannot_compute_activations_again_is_refused():
         (MemoryError(), "the machine has no more. Lower"),
         (RuntimeError("CUDA error: out of memory\nmore"), "CUDA error: out of memory. Lower"),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling x"), "CUBLAS_STATUS_ALLOC_FAILED"),
+        (
+            torch.distributed.DistBackendError("NCCL error in: x, Cuda failure 2 'out of memory'"),
+            "Cuda failure 2 'out of memory'",
+        ),
     ],
 )
 def test_too_little_memory_is_a_config_error_that_says_what_to_change(error, words):
