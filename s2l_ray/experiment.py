@@ -46,6 +46,12 @@ class Experiment:
         return next(iter(self.arms.values()))
 
     @property
+    def baseline(self) -> str | None:
+        """The arm to hold others against: the first that draws at random, else the first; None where it is alone."""
+        random = (arm for arm, config in self.arms.items() if config.select.method == "random")
+        return next(random, next(iter(self.arms))) if len(self.arms) > 1 else None
+
+    @property
     def metrics(self) -> set[MetricName]:
         """What any of the arms is judged by."""
         return {name for config in self.arms.values() for name in config.evaluate.metrics}

@@ -30,7 +30,7 @@ STAGES = {
     "select_subset": 1,
     "finetune_target": 5,
     "evaluate_target": 3,
-    "compare_arms": 4,
+    "compare_arms": 5,
     "diagnose_selection": 4,
     "write_report": 1,
     "run_sweep": 1,

@@ -18,7 +18,7 @@ from s2l_ray.judging.metrics import judges_of
 from s2l_ray.needs import JudgeableRows, Needs, Tolerated
 from s2l_ray.nodes import arm_nodes, encoder_of, model_outside, models_of, settings_of
 from s2l_ray.pretrained import check_fits, local_folder, pinned, pretrained_folder
-from s2l_ray.stage_settings import DiagnoseSettings, ReportSettings
+from s2l_ray.stage_settings import CompareSettings, DiagnoseSettings, ReportSettings
 
 ModelT = TypeVar("ModelT", bound=ModelConfig)
 
@@ -85,8 +85,8 @@ def build_pipeline(
     comparison = Node(
         artifact="comparison",
         stage="compare_arms",
-        config=None,
-        settings={"arms": list(experiment.arms)},
+        config=CompareSettings(experiment.baseline),
+        settings={"arms": list(experiment.arms), "baseline": experiment.baseline},
         inputs=compared,
     )
     last = [comparison]
@@ -181,7 +181,7 @@ def _report_node(experiment: Experiment, inputs: Mapping[str, Node]) -> Node:
     return Node(
         artifact="report",
         stage="write_report",
-        config=ReportSettings(experiment.shared.report, experiment.arms, experiment.name, text),
+        config=ReportSettings(experiment.shared.report, experiment.arms, experiment.baseline, experiment.name, text),
         settings={**settings_of(experiment.shared.report), "name": experiment.name, "text": text},
         inputs=inputs,
     )

@@ -222,6 +222,20 @@ ARMS = pa.schema(
 )
 """`low` and `high` as in `SCORES`: over held-out rows, not over seeds."""
 
+GAINS = pa.schema(
+    [
+        pa.field("arm", pa.string(), nullable=False),
+        pa.field("baseline", pa.string(), nullable=False),
+        pa.field("metric", pa.string(), nullable=False),
+        pa.field("gain", pa.float64(), nullable=False),
+        pa.field("low", pa.float64()),
+        pa.field("high", pa.float64()),
+        pa.field("rows", pa.int64(), nullable=False),
+    ]
+)
+"""How much better an arm's target is than the baseline's on the same held-out rows; above 0 is better, also for losses.
+The interval is that of the paired difference, again over rows and not over seeds."""
+
 TRAJECTORY_HEALTH = pa.schema(
     [
         pa.field("example_id", pa.int64(), nullable=False),

@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 Z_95 = 1.959964
 """Two-sided 95 % quantile of the normal distribution."""
 
+Bounds = Callable[[Sequence[tuple[float, "Mean"]]], tuple[float, float]]
+"""The 95 % interval of a weighted sum of means, the weights adding up to 1."""
+
 
 @dataclass(frozen=True)
 class Mean:
@@ -58,10 +61,10 @@ def share_of(is_so_N: NDArray[Any]) -> Mean:
         is_so_N: booleans, or 0 and 1.
     """
     mean = mean_of(np.asarray(is_so_N, np.float64))
-    return replace(mean, bounds=_bounds_of_shares([(1.0, mean)]))
+    return replace(mean, bounds=bounds_of_shares([(1.0, mean)]))
 
 
-def _bounds_of_shares(weighted: Sequence[tuple[float, Mean]]) -> tuple[float, float]:
+def bounds_of_shares(weighted: Sequence[tuple[float, Mean]]) -> tuple[float, float]:
     """Return the 95 % interval of a weighted sum of shares, the weights adding up to 1.
 
     As if z^2 more rows had been seen, half of them right, spread over the groups by weight; the variance is then
@@ -81,6 +84,26 @@ def _bounds_of_shares(weighted: Sequence[tuple[float, Mean]]) -> tuple[float, fl
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def bounds_of_share_differences(weighted: Sequence[tuple[float, Mean]]) -> tuple[float, float]:
+    """Return the 95 % interval of a weighted sum of paired differences, each row's -1, 0 or 1.
+
+    As if two more pairs had been seen, one for either side, spread over the groups by weight: where both sides are
+    right on the same few rows, the interval is not nothing.
+
+    Source:
+        Bonett and Price 2012, for a single difference. For several groups the tests measure how often the truth is in.
+    """
+    centre = variance = 0.0
+    for weight, mean in weighted:
+        rows = mean.rows + 2 * weight
+        squares = mean.rows * mean.value**2 + (mean.standard_error or 0.0) ** 2 * mean.rows * (mean.rows - 1)
+        value = mean.value * mean.rows / rows
+        centre += weight * value
+        variance += weight**2 * ((squares + 2 * weight) / rows - value**2) / (rows - 1)
+    half = Z_95 * math.sqrt(variance)
+    return max(-1.0, centre - half), min(1.0, centre + half)
+
+
 def means_by_group(
     value_N: NDArray[np.float64], group_N: Sequence[str], mean: Callable[[NDArray[np.float64]], Mean] = mean_of
 ) -> dict[str, Mean]:
@@ -92,7 +115,7 @@ def means_by_group(
 
 
 def weighted_mean(
-    groups: Mapping[str, Mean], weights: Mapping[str, float] | None = None, *, of_shares: bool = False
+    groups: Mapping[str, Mean], weights: Mapping[str, float] | None = None, *, bounds: Bounds | None = None
 ) -> Mean:
     """Return the mean over groups, each alike or by a weight; groups without a weight count nothing.
 
@@ -100,7 +123,7 @@ def weighted_mean(
     no mean: NaN over 0 rows.
 
     Args:
-        of_shares: the groups' values are shares of rows, which makes a better interval.
+        bounds: makes the interval, where what the groups' values are allows a better one than the normal one.
     """
     weight = {name: 1.0 if weights is None else float(weights.get(name, 0.0)) for name in groups}
     total = sum(weight.values())
@@ -112,7 +135,7 @@ def weighted_mean(
         sum(share * mean.value for share, mean in counted),
         math.hypot(*errors) if len(errors) == len(counted) else None,
         sum(mean.rows for _, mean in counted),
-        _bounds_of_shares(counted) if of_shares else None,
+        bounds(counted) if bounds else None,
     )
 
 

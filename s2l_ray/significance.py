@@ -41,7 +41,7 @@ def higher_is_better(metric: str) -> bool:
 
 def metric_title(metric: str) -> str:
     """Return a metric as a table heads it, with its unit."""
-    return metric.replace("_", " ") + (" [nats/token]" if metric.endswith("_loss") else "")
+    return metric.replace("_", " ") + (" [nats/token]" if metric.endswith("loss") else "")
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,14 @@ class EvaluateSettings:
 
 
 @dataclass(frozen=True)
+class CompareSettings:
+    """What `compare_arms` is to do."""
+
+    baseline: str | None
+    """The arm that the others are held against, row by row; None where there is no other."""
+
+
+@dataclass(frozen=True)
 class DiagnoseSettings:
     """What `diagnose_selection` is to do."""
 
@@ -116,6 +124,8 @@ class ReportSettings:
 
     report: ReportConfig
     arms: Mapping[str, Config]
+    baseline: str | None
+    """As in `CompareSettings`."""
     name: str
     text: str
     """The experiment as a file that would run again."""

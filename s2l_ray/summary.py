@@ -43,6 +43,7 @@ class RunSummary:
             "ran": self.result.ran,
             "seconds": round(self.result.seconds, 3),
             "arms": self._arms(),
+            "gains": self._gains(),
             "artifacts": {self.pipeline.label(node): artifact.uri for node, artifact in self._artifacts()},
         }
 
@@ -86,6 +87,7 @@ class RunSummary:
             shown = [name for name in names if not name.endswith(("_low", "_high"))]
             rows = [[_title(name), *(_number(name, arm.get(name)) for arm in arms.values())] for name in shown]
             display.table(["", *arms], rows)
+        self._show_gains()
         for artifact in ("subset", "target"):
             for node, found in self._artifacts():
                 if node.artifact == artifact:
@@ -101,6 +103,28 @@ class RunSummary:
             display.say(f"report: {report.uri_of(schemas.REPORT)}")
         last = self._artifacts()[-1][1]
         display.say(f"next: s2l inspect {last.storage.uri_of(last.manifest.artifact, last.manifest.fingerprint)}")
+
+    def _show_gains(self) -> None:
+        gains = self._gains()
+        if not gains:
+            return
+        # A row for each arm and metric, since intervals of many arms side by side are wider than a terminal.
+        rows: dict[str, dict[str, str]] = {}
+        for row in gains:
+            mean, _, metric = row["metric"].partition("_")
+            rows.setdefault(f"{row['arm']}: {metric_title(metric)}", {})[mean] = _gain(row)
+        means = ("macro", "micro")
+        header = [f"gain over {gains[0]['baseline']} [95 %]", *means]
+        display.table(header, [[label, *(texts.get(mean, "-") for mean in means)] for label, texts in rows.items()])
+        display.say("intervals are over held-out rows; how sure a method is takes several seeds: s2l sweep")
+
+    def _gains(self) -> list[dict[str, Any]]:
+        comparison = self._comparison()
+        rows = [] if comparison is None else comparison.read_table("gains.parquet").to_pylist()
+        ends = ("gain", "low", "high")
+        return [
+            row | {e: row[e] if row[e] is not None and math.isfinite(row[e]) else None for e in ends} for row in rows
+        ]
 
     def _artifacts(self) -> list[tuple[Node, Artifact]]:
         found = self.result.artifacts
@@ -236,6 +260,13 @@ def _number(name: str, value: float | None) -> str:
     if name in ("rows", "response_tokens"):
         return f"{value:.0f}"
     return f"{value:.1f}" if name.endswith("_seconds") else f"{value:.3f}"
+
+
+def _gain(row: Mapping[str, Any]) -> str:
+    if row["gain"] is None:
+        return "-"
+    interval = "" if row["low"] is None else f" [{row['low']:+.3f}, {row['high']:+.3f}]"
+    return f"{row['gain']:+.3f}{interval}"
 
 
 def inspect_folder(folder: str) -> dict[str, Any]:

@@ -185,6 +185,11 @@ def is_share(name: str) -> bool:
     return name in METRICS and METRICS[name].mean is share_of
 
 
+def is_of_rows(name: str) -> bool:
+    """Return whether a metric is a mean of what each row has for itself."""
+    return name not in METRICS or METRICS[name].mean in (share_of, mean_of)
+
+
 def answer_metrics(names: Iterable[str]) -> dict[str, Metric]:
     """Return those of some metrics that judge answers, in the order of the registry."""
     asked = set(names)

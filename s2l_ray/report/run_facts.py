@@ -55,6 +55,7 @@ class ArmFacts:
 
     Attributes:
         metrics: metric -> value and its interval over held-out rows.
+        gains: metric -> gain over the baseline on the same rows, and its interval; none of the baseline itself.
         reason: why its rows were taken, in words.
     """
 
@@ -66,6 +67,7 @@ class ArmFacts:
     rows_pool: int
     rows_set_aside: int
     metrics: Mapping[str, tuple[Number, Number, Number]]
+    gains: Mapping[str, tuple[Number, Number, Number]]
     composition: Sequence[Composition]
     ledger: Ledger
 
@@ -75,6 +77,7 @@ class RunFacts:
     """A run, read.
 
     Attributes:
+        baseline: the arm that gains are over; None where there is no other.
         overlap: grade -> held-out rows that are like a training row; of `rows_held_out`.
         examples: rows of the data, none where the config keeps them out.
         provenance: what -> digest or version.
@@ -82,6 +85,7 @@ class RunFacts:
 
     name: str
     arms: Sequence[ArmFacts]
+    baseline: str | None
     clusterings: Sequence[ClusterFacts]
     overlap: Mapping[str, int]
     rows_held_out: int

@@ -29,7 +29,7 @@ from s2l_ray.judging.metrics import (
 )
 from s2l_ray.losses import mean_losses, response_loss_module
 from s2l_ray.models import device_and_precision, load_model
-from s2l_ray.scoring import Mean, mean_of, means_by_group, weighted_mean
+from s2l_ray.scoring import Mean, bounds_of_shares, mean_of, means_by_group, weighted_mean
 from s2l_ray.stage_settings import EvaluateSettings
 from s2l_ray.staged_output import StagedOutput
 from s2l_ray.stages.generate_with_vllm import Vllm, answer_shards, kept_answers
@@ -303,5 +303,10 @@ def _scores(predictions: pa.Table, metrics: Sequence[str]) -> pa.Table:
                 means = means_by_group(value_N, [group or "" for group in groups], mean)
                 for name, of_group in means.items():
                     add(group_by, name, metric, of_group)
-                add("macro", group_by, metric, weighted_mean(means, of_shares=is_share(metric)))
+                add(
+                    "macro",
+                    group_by,
+                    metric,
+                    weighted_mean(means, bounds=bounds_of_shares if is_share(metric) else None),
+                )
     return pa.Table.from_pylist(rows, schema=schemas.SCORES)

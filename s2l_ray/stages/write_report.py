@@ -67,9 +67,13 @@ def write_report(
 
 def read_facts(inputs: Inputs, config: ReportSettings) -> RunFacts:
     """Read what the page says."""
-    metrics = _metrics(inputs.comparison)
+    metrics = _metrics(inputs.comparison, "arms.parquet", "value")
+    gains = _metrics(inputs.comparison, "gains.parquet", "gain")
     full = next((made for arm, made in inputs.arms.items() if config.arms[arm].select.method == "full"), None)
-    arms = [_arm(arm, made, full, config.arms[arm], metrics.get(arm, {})) for arm, made in inputs.arms.items()]
+    arms = [
+        _arm(arm, made, full, config.arms[arm], metrics.get(arm, {}), gains.get(arm, {}))
+        for arm, made in inputs.arms.items()
+    ]
     clustered: dict[str, list[str]] = {}
     for arm, made in inputs.arms.items():
         if "clusters" in made:
@@ -79,6 +83,7 @@ def read_facts(inputs: Inputs, config: ReportSettings) -> RunFacts:
     return RunFacts(
         name=config.name,
         arms=arms,
+        baseline=config.baseline,
         clusterings=clusterings,
         overlap=first["overlap"].summary["held_out"],
         rows_held_out=first["scores"].summary["rows"],
@@ -88,10 +93,11 @@ def read_facts(inputs: Inputs, config: ReportSettings) -> RunFacts:
     )
 
 
-def _metrics(comparison: Artifact) -> dict[str, dict[str, tuple[Number, Number, Number]]]:
+def _metrics(comparison: Artifact, file: str, value: str) -> dict[str, dict[str, tuple[Number, Number, Number]]]:
+    """Return arm -> metric -> a value and its interval, as a file of the comparison has them."""
     found: dict[str, dict[str, tuple[Number, Number, Number]]] = {}
-    for row in comparison.read_table("arms.parquet").to_pylist():
-        found.setdefault(row["arm"], {})[row["metric"]] = (row["value"], row["low"], row["high"])
+    for row in comparison.read_table(file).to_pylist():
+        found.setdefault(row["arm"], {})[row["metric"]] = (row[value], row["low"], row["high"])
     return {arm: {name: by_name[name] for name in metric_order(list(by_name))} for arm, by_name in found.items()}
 
 
@@ -101,6 +107,7 @@ def _arm(
     full: Mapping[str, Artifact] | None,
     config: Config,
     metrics: Mapping[str, tuple[Number, Number, Number]],
+    gains: Mapping[str, tuple[Number, Number, Number]],
 ) -> ArmFacts:
     summary, target = made["subset"].summary, config.target
     reason = made["subset"].read_table("subset.parquet", ["reason"]).column(0)[0].as_py()
@@ -113,6 +120,7 @@ def _arm(
         rows_pool=summary["rows_pool"],
         rows_set_aside=summary["rows_set_aside"],
         metrics=metrics,
+        gains=gains,
         composition=_compositions(made),
         ledger=ledger(made, full, by_epochs=target.match == "epochs" and target.steps is None),
     )

@@ -328,3 +328,18 @@ def test_arm_that_overrides_what_all_share_is_refused_not_ignored(path):
 def test_arm_that_replaces_a_section_is_refused_since_it_would_drop_the_rest():
     message = refusal(SYNTHETIC + "select: {budget: 0.5}\narms: {one: {select: {method: random}}}")
     assert "`select.method" in message
+
+
+# ------------------------------------------------------------------------------------------------------------- baseline
+
+
+@pytest.mark.parametrize(
+    ("arms", "baseline"),
+    [
+        ("{s2l: {}, first: {select.method: random}, second: {select.method: random}}", "first"),
+        ("{full: {select.method: full}, s2l: {}}", "full"),
+        ("{only: {select.method: random}}", None),
+    ],
+)
+def test_arms_are_held_against_the_first_that_draws_at_random(arms, baseline):
+    assert parse(f"{SYNTHETIC}arms: {arms}\n").baseline == baseline

@@ -387,7 +387,10 @@ def test_workflow_parses_and_lays_out_a_pipeline(path, tmp_path):
     experiment = load_sweep(path, sets).experiment if "sweep" in raw else load_experiment(path, sets)
     pipeline = build_pipeline(experiment)
     assert len(experiment.arms) >= len(raw.get("arms", {}) or {1: 1})
-    assert node_of(pipeline, "comparison").settings == {"arms": list(experiment.arms)}
+    assert node_of(pipeline, "comparison").settings == {
+        "arms": list(experiment.arms),
+        "baseline": experiment.baseline,
+    }
 
 
 def commands_in(path: Path) -> list[list[str]]:

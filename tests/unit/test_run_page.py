@@ -56,6 +56,7 @@ def arm(name: str = "s2l", method: str = "paper", **changes) -> ArmFacts:
         rows_pool=100,
         rows_set_aside=0,
         metrics={"macro_loss": (0.5, 0.4, 0.6), "rows": (10.0, None, None)},
+        gains={} if name == "random" else {"macro_loss": (0.1, 0.05, 0.15), "micro_loss": (0.1, None, None)},
         composition=[Composition("source", [("a", 0.9, 0.5), ("b", 0.1, 0.5)])],
         ledger=ledger(),
     )
@@ -84,6 +85,7 @@ def facts(**changes) -> RunFacts:
     made = RunFacts(
         name="mine",
         arms=[arm("random", "random"), arm()],
+        baseline="random",
         clusterings=[clustering()],
         overlap={"exact": 0, "digit_blind": 0, "ngram": 0},
         rows_held_out=50,
@@ -97,6 +99,17 @@ def facts(**changes) -> RunFacts:
 def warnings(found: RunFacts) -> list[str]:
     (section,) = [section for section in run_page(found).sections if section.title == "Warnings"]
     return list(section.blocks[0].items)
+
+
+def test_gains_over_the_baseline_are_drawn_about_nothing_gained():
+    (outcome,) = [section for section in run_page(facts()).sections if section.title == "Outcome"]
+    *_, scores, gains = outcome.blocks
+    assert [row.label for row in scores.rows] == ["random", "s2l"]
+    assert [(row.label, row.value, row.low, row.high) for row in gains.rows] == [("s2l", 0.1, 0.05, 0.15)]
+    assert (gains.reference, gains.reference_label) == (0.0, "as random")
+    alone = facts(arms=[arm(gains={})], baseline=None)
+    (outcome,) = [section for section in run_page(alone).sections if section.title == "Outcome"]
+    assert len(outcome.blocks) == 2
 
 
 def test_run_without_a_fault_warns_of_nothing():

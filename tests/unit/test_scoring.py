@@ -8,7 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s2l_ray.scoring import Z_95, Mean, mean_of, means_by_group, share_of, tail_groups, weighted_mean
+from s2l_ray.scoring import (
+    Z_95,
+    Mean,
+    bounds_of_share_differences,
+    bounds_of_shares,
+    mean_of,
+    means_by_group,
+    share_of,
+    tail_groups,
+    weighted_mean,
+)
 
 values = st.lists(st.floats(-100, 100), min_size=2, max_size=30)
 
@@ -76,16 +86,63 @@ def test_interval_of_a_mean_of_shares_covers_the_truth_at_least_as_often_as_it_s
     truth = np.average(truth_G, weights=list(weights.values()))
     for right_G in generator.binomial(rows, truth_G, size=(trials, len(truth_G))):
         groups = {str(g): share_of(np.arange(rows) < right) for g, right in enumerate(right_G)}
-        low, high = weighted_mean(groups, weights, of_shares=True).interval
+        low, high = weighted_mean(groups, weights, bounds=bounds_of_shares).interval
         covered += low <= truth <= high
     assert covered >= 0.925 * trials
 
 
 def test_mean_of_shares_that_are_all_one_is_not_certain():
     groups = {name: share_of(np.ones(5)) for name in "abc"}
-    mean = weighted_mean(groups, of_shares=True)
+    mean = weighted_mean(groups, bounds=bounds_of_shares)
     assert (mean.value, mean.standard_error, mean.interval[1]) == (1.0, 0.0, 1.0)
     assert 0.7 < mean.interval[0] < 0.95
+
+
+def test_interval_of_a_single_difference_is_that_of_two_more_pairs():
+    both, ours, theirs, neither = 10, 7, 2, 5
+    difference_N = np.repeat([0.0, 1.0, -1.0, 0.0], [both, ours, theirs, neither])
+    more = mean_of(np.concatenate([difference_N, [1.0, -1.0]]))
+    low, high = bounds_of_share_differences([(1.0, mean_of(difference_N))])
+    assert (low, high) == pytest.approx(more.interval)
+
+
+@pytest.mark.parametrize(
+    ("rows", "truth_G", "gain_G"),
+    [
+        (2, [0.5] * 28, [0.0] * 28),
+        (4, [0.03] * 10 + [0.9] * 18, [0.0] * 28),
+        (6, [0.01, 0.02, 0.05, 0.5, 0.9, 0.98], [0.3, 0.2, 0.1, 0.3, -0.2, -0.1]),
+        (10, [0.01] * 28, [0.02] * 28),
+        (24, [0.1] * 14 + [0.9] * 14, [0.4] * 14 + [-0.1] * 14),
+        (24, list(np.linspace(0, 0.7, 28)), [0.2] * 28),
+        (200, [0.5], [0.05]),
+        (10, [0.5], [0.4]),
+    ],
+)
+@pytest.mark.parametrize("zipf", [0.0, 1.2])
+@pytest.mark.parametrize("alike", [0.0, 0.8])
+def test_interval_of_a_gain_covers_the_truth_at_least_as_often_as_it_says(rows, truth_G, gain_G, zipf, alike):
+    generator, covered, trials = np.random.default_rng(0), 0, 400
+    weights = {str(g): (1 + g) ** -zipf for g in range(len(truth_G))}
+    gain = np.average(gain_G, weights=list(weights.values()))
+    for _ in range(trials):
+        groups = {}
+        for g, (share, more) in enumerate(zip(truth_G, gain_G, strict=True)):
+            # Some questions are as hard for both.
+            hard_N = generator.random(rows)
+            other_N = np.where(generator.random(rows) < alike, hard_N, generator.random(rows))
+            groups[str(g)] = mean_of((other_N < share + more) * 1.0 - (hard_N < share))
+        low, high = weighted_mean(groups, weights, bounds=bounds_of_share_differences).interval
+        covered += low <= gain <= high
+    assert covered >= 0.925 * trials
+
+
+def test_gain_of_nothing_on_few_rows_is_not_certain():
+    mean = weighted_mean({name: mean_of(np.zeros(5)) for name in "abc"}, bounds=bounds_of_share_differences)
+    low, high = mean.interval
+    assert (mean.value, mean.standard_error) == (0.0, 0.0)
+    assert low == -high
+    assert 0.05 < high < 0.2
 
 
 def test_means_by_group_are_those_of_its_rows_in_order_of_name():

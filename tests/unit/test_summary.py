@@ -64,11 +64,16 @@ def commit(storage: Storage, state) -> None:
             )
         ]
         table = pa.Table.from_pylist(rows, schema=schemas.ARMS)
-        record = output.write_parquet("arms.parquet", [table], schemas.ARMS)
+        gain = {"arm": "s2l", "baseline": "random", "metric": "macro_loss", "rows": 9}
+        gains = [gain | {"gain": 0.25, "low": -0.5, "high": 1.0}, gain | {"metric": "micro_loss", "gain": math.nan}]
+        files = [
+            output.write_parquet("arms.parquet", [table], schemas.ARMS),
+            output.write_parquet("gains.parquet", [pa.Table.from_pylist(gains, schema=schemas.GAINS)], schemas.GAINS),
+        ]
     else:
-        record = output.write_bytes("a", state.node.artifact.encode(), rows=0)
+        files = [output.write_bytes("a", state.node.artifact.encode(), rows=0)]
     run = {"seconds": SECONDS.get(state.node.artifact, 0.5), "finished": "2024-01-01T00:00:00Z", "versions": {}}
-    output.commit([record], config={"k": 1}, inputs={}, summary={"rows": 3}, run=run)
+    output.commit(files, config={"k": 1}, inputs={}, summary={"rows": 3}, run=run)
 
 
 # ---------------------------------------------------------------------------------------------------------- a run's end
@@ -107,6 +112,19 @@ def test_value_that_is_no_number_is_null_in_json_and_a_dash_on_screen(storage, m
     assert cells["micro loss [nats/token]"] == ["-", "-"]
     assert cells["rows"] == ["1200", "1200"]
     assert not any("low" in name or "high" in name for name in cells)
+
+
+def test_gains_are_shown_with_their_intervals_and_said_in_json(storage, monkeypatch):
+    run = run_of(storage)
+    tables = []
+    monkeypatch.setattr(summary.display, "table", lambda header, rows: tables.append((header, rows)))
+    run.show()
+    header, rows = tables[1]
+    assert header == ["gain over random [95 %]", "macro", "micro"]
+    assert rows == [["s2l: loss [nats/token]", "+0.250 [-0.500, +1.000]", "-"]]
+    loss, unknown = run.as_json()["gains"]
+    assert (loss["arm"], loss["baseline"], loss["gain"], loss["low"], loss["high"]) == ("s2l", "random", 0.25, -0.5, 1)
+    assert unknown["gain"] is None
 
 
 def test_show_names_the_folders_of_subset_and_model_and_what_is_next(storage, monkeypatch):
