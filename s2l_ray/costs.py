@@ -16,6 +16,8 @@ from s2l_ray.artifacts import Artifact
 
 TRAINING_FLOPS, ADAPTER_FLOPS, FORWARD_FLOPS = 6, 4, 2
 """Per parameter and token; beside an adapter the weights themselves get no gradient."""
+SELECTING = ("proxy", "trajectories", "hidden_states", "clusters", "subset")
+"""Artifacts that selecting is the making of."""
 NOTICEABLE = 1.05
 """Less than this much more work on all rows is no saving."""
 _HEADER_BYTES = 8
@@ -103,6 +105,16 @@ def ledger(made: Mapping[str, Artifact], full: Mapping[str, Artifact] | None, *,
     growth = subset["rows_pool"] / subset["rows"] if by_epochs else 1.0
     counted = (None if amount is None else amount * growth for amount in (target.tokens, target.flops))
     return Ledger(_selecting(made), target, Work(TARGET, target.seconds * growth, *counted), False)
+
+
+def arm_seconds(made: Mapping[str, Artifact]) -> dict[str, float]:
+    """Return how long an arm took: `select` (proxy, scoring, clustering, drawing) and `train` (the target) [s].
+
+    Args:
+        made: by name, what the arm has.
+    """
+    seconds = {name: float(artifact.manifest.run["seconds"]) for name, artifact in made.items()}
+    return {"select": sum(seconds.get(artifact, 0.0) for artifact in SELECTING), "train": seconds["target"]}
 
 
 def _selecting(made: Mapping[str, Artifact]) -> list[Work]:

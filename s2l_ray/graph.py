@@ -88,6 +88,10 @@ class Node:
             found |= {each.key: each for each in parent.with_ancestors()}
         return list((found | {self.key: self}).values())
 
+    def made(self, artifacts: Mapping[str, Artifact]) -> dict[str, Artifact]:
+        """Return by name, of artifacts by node key, what the node is made from and its own."""
+        return {node.artifact: artifacts[node.key] for node in self.with_ancestors()}
+
     def fingerprint(self, inputs: Mapping[str, str], outside: str | None) -> str:
         """Return the address of the artifact, given the digests of what it is made from."""
         return hash_of(

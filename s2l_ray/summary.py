@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from s2l_ray import schemas
 from s2l_ray.artifacts import MANIFEST, Artifact, find_artifact
+from s2l_ray.costs import arm_seconds
 from s2l_ray.errors import ConfigError
 from s2l_ray.experiment import Experiment
 from s2l_ray.graph import Node, Pipeline
@@ -23,8 +24,6 @@ from s2l_ray.trials import lines
 if TYPE_CHECKING:
     from s2l_ray.stages.run import RunResult
     from s2l_ray.stages.run_sweep import Finished
-
-SELECTING = ("proxy", "trajectories", "hidden_states", "clusters", "subset")
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class RunSummary:
 
     def _tracked(self, arm: str, metrics: Mapping[str, float | None]) -> Tracked:
         scores = self.pipeline.comparison.inputs[f"scores/{arm}"]
-        used = {node.artifact: self.result.artifacts[node.key] for node in scores.with_ancestors()}
+        used = scores.made(self.result.artifacts)
         return Tracked(
             f"{self.experiment.name}-{arm}",
             flat(redacted(self.experiment.arms[arm].model_dump(mode="json"))),
@@ -145,7 +144,7 @@ class RunSummary:
                 metrics[f"{row['metric']}_low"], metrics[f"{row['metric']}_high"] = row["low"], row["high"]
         node = self.pipeline.comparison
         for arm, metrics in arms.items():
-            seconds = arm_seconds(node.inputs[f"scores/{arm}"], self.result.artifacts)
+            seconds = arm_seconds(node.inputs[f"scores/{arm}"].made(self.result.artifacts))
             metrics |= {f"{part}_seconds": value for part, value in seconds.items()}
         return arms
 
@@ -230,18 +229,6 @@ class SweepSummary:
         display.say(
             f"next: s2l inspect {artifact.storage.uri_of(artifact.manifest.artifact, artifact.manifest.fingerprint)}"
         )
-
-
-def arm_seconds(scores: Node, artifacts: Mapping[str, Artifact]) -> dict[str, float]:
-    """Return what an arm cost: `select` (proxy, scoring, clustering, drawing) and `train` (the target) [s].
-
-    Args:
-        scores: the arm's node of scores.
-        artifacts: by node key.
-    """
-    made = {node.artifact: artifacts[node.key] for node in scores.with_ancestors()}
-    seconds = {name: float(artifact.manifest.run["seconds"]) for name, artifact in made.items()}
-    return {"select": sum(seconds.get(artifact, 0.0) for artifact in SELECTING), "train": seconds["target"]}
 
 
 def _losses(model: Artifact) -> dict[int, float]:

@@ -18,6 +18,7 @@ from s2l_ray import schemas
 from s2l_ray.artifacts import Artifact, find_artifact
 from s2l_ray.attempts import find_or_make
 from s2l_ray.config import ResourcesConfig
+from s2l_ray.costs import arm_seconds
 from s2l_ray.digests import DigestCache
 from s2l_ray.errors import S2LError, StageFailed
 from s2l_ray.graph import Node, NodeState, Pipeline, examine
@@ -30,7 +31,6 @@ from s2l_ray.staged_output import StagedOutput
 from s2l_ray.stages import capacity, runtime
 from s2l_ray.stages.run import Runner, versions
 from s2l_ray.storage import Storage
-from s2l_ray.summary import arm_seconds
 from s2l_ray.sweep import Sweep, Trial
 from s2l_ray.trials import Outcome, SweepResult
 
@@ -258,7 +258,7 @@ def _outcome(trial: Trial, pipeline: Pipeline, states: _States, errors: Mapping[
     comparison = pipeline.comparison
     scores = next(node for name, node in comparison.inputs.items() if name.startswith("scores/"))
     digests = {node.artifact: made[node.key].digest for node in pipeline.nodes if node.artifact in ("subset", "scores")}
-    return Outcome(trial, _metrics(made[comparison.key]), digests, arm_seconds(scores, made))
+    return Outcome(trial, _metrics(made[comparison.key]), digests, arm_seconds(scores.made(made)))
 
 
 def _address(result: SweepResult, pipelines: Mapping[str, Pipeline]) -> tuple[Node, str, dict[str, str]]:
