@@ -224,20 +224,23 @@ class Task:
         self.last_line = 0.0
         self.done: float = 0
         self.note = ""
-        self._inherited: float | None = None
+        self._first: tuple[float, float] | None = None
 
     def update(self, done: float, total: float | None = None, note: str = "") -> None:
-        """Set how much is done; the first call says how much an earlier attempt had done already."""
-        if self._inherited is None:
-            self._inherited = done
+        """Set how much is done; the first call says from where, and from when, the pace is reckoned.
+
+        So neither what an earlier attempt had done counts, nor the time that processes took to start.
+        """
+        if self._first is None:
+            self._first = (done, time.monotonic())
         self.done, self.note = done, note
         self.total = self.total if total is None else total
         self._display._draw(self)
 
     def advance(self, amount: float = 1) -> None:
         """Add to how much is done."""
-        if self._inherited is None:
-            self._inherited = 0
+        if self._first is None:
+            self._first = (0, self.started)
         self.update(self.done + amount)
 
     def describe(self) -> str:
@@ -245,8 +248,9 @@ class Task:
         elapsed = time.monotonic() - self.started
         if not self.total:
             return f"{self.label}: {duration(elapsed)} {self.note}".rstrip()
-        fresh = self.done - (self._inherited or 0)
-        left = f", {duration(elapsed / fresh * (self.total - self.done))} left" if fresh > 0 else ""
+        first, since = self._first or (0, self.started)
+        fresh, working = self.done - first, time.monotonic() - since
+        left = f", {duration(working / fresh * (self.total - self.done))} left" if fresh > 0 else ""
         share = f"{self.done:g}/{self.total:g} {self.unit} ({self.done / self.total:.0%})"
         return f"{self.label}: {share}, {duration(elapsed)}{left} {self.note}".rstrip()
 

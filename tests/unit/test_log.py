@@ -220,6 +220,15 @@ def test_describe_does_not_count_what_an_earlier_attempt_did(display, clock):
     assert "40.0 s left" in task.describe()
 
 
+def test_describe_does_not_count_how_long_processes_took_to_start(display, clock):
+    task = Task(display, "train", 100, "steps")
+    clock[0] += 30
+    task.update(10)  # the first word of a worker
+    clock[0] += 20
+    task.update(20)
+    assert task.describe() == "train: 20/100 steps (20%), 50.0 s, 2 min 40 s left"
+
+
 def test_describe_without_a_total_says_how_long(display, clock):
     task = Task(display, "waiting", None, "")
     clock[0] += 3
