@@ -1,7 +1,7 @@
 """Selecting from a pool in blocks: every method takes what it takes from one table, whatever the blocks."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,6 +14,7 @@ from s2l_ray.artifacts import Artifact, StageResult
 from s2l_ray.config import SelectConfig
 from s2l_ray.draws import Draws
 from s2l_ray.errors import ConfigError, DataError
+from s2l_ray.facility_location import facility_location_rank
 from s2l_ray.inputs import find_inputs
 from s2l_ray.stage_settings import SelectSettings
 from s2l_ray.staged_output import StagedOutput
@@ -21,7 +22,7 @@ from s2l_ray.stages import blocks, contents, pool_blocks
 from s2l_ray.stages import select_subset as stage
 from tests.stages.conftest import Bench
 
-N, T, K = 2000, 3, 12
+N, T, K, D = 2000, 3, 12, 5
 
 
 @dataclass(frozen=True)
@@ -78,24 +79,30 @@ def made(bench: Bench, tmp_path: Path) -> Made:
     )
     columns = [id_N[clustered_N], strata[clustered_N], cluster_N[clustered_N], np.ones(clustered_N.sum())]
     assigned = pa.table(columns, schema=schemas.ASSIGNMENTS)
+    hidden_ND = generator.normal(size=(N, D)).astype(np.float32)
+    hidden = pa.table(
+        [id_N, pa.FixedSizeListArray.from_arrays(pa.array(hidden_ND.ravel()), D)], schema=schemas.hidden_states(D)
+    )
     inputs = stage.Inputs(
         examples=in_files("examples", schemas.EXAMPLES, pa.Table.from_pylist(examples, schemas.EXAMPLES)),
         proxy_tokens=in_files("tokens", schemas.TOKENS, pa.Table.from_pylist(rows["proxy"], schemas.TOKENS)),
         target_tokens=in_files("tokens", schemas.TOKENS, pa.Table.from_pylist(rows["target"], schemas.TOKENS)),
         clusters=in_files("assignments", schemas.ASSIGNMENTS, assigned),
         trajectories=in_files("trajectories", schemas.trajectories(T), trajectories),
+        hidden_states=in_files("hidden_states", schemas.hidden_states(D), hidden),
     )
     draws = Draws.of(inputs.examples.read_table("examples-", list(Draws.COLUMNS)), 0)
     pool = readable["proxy"] & readable["target"]
     table = {"id": id_N, "draw": draws.draw_N, "source": sources, "stratum": strata, "cluster": cluster_N}
     table |= {"length": length_N, "clustered": clustered_N, "initial": loss_NT[:, 0] + 1, "last": loss_NT[:, -1]}
+    table |= {"hidden": hidden_ND}
     files = find_inputs(str(path), key="examples.path")
     settings = SelectSettings(SelectConfig(method="paper", budget=0.1), files)
     return Made(inputs, {name: column[pool] for name, column in table.items()}, settings)
 
 
-def expected_order(table: dict[str, np.ndarray], select: SelectConfig) -> np.ndarray:
-    """Rank all rows at once; return their ids in that order."""
+def expected_order(table: dict[str, np.ndarray], select: SelectConfig, n_wanted: int) -> np.ndarray:
+    """Rank all rows at once; return their ids in that order, of which so many are wanted."""
     draw, ids = table["draw"], table["id"]
     source = np.array([s or "" for s in table["source"]])
     match select.method:
@@ -108,6 +115,8 @@ def expected_order(table: dict[str, np.ndarray], select: SelectConfig) -> np.nda
             rank = sampling.random_per_source_rank(source, draw, ids)
         case "random" | "full":
             rank = sampling.random_rank(draw, ids)
+        case "facility_location":
+            rank = facility_location_rank(table["hidden"], draw, ids, n_wanted)
         case method:
             score = sampling.selection_score(
                 method,
@@ -128,11 +137,13 @@ def run(bench: Bench, made: Made, select: dict[str, Any]) -> tuple[Artifact, Sel
         made.inputs.target_tokens,
         clusters,
         made.inputs.trajectories,
+        made.inputs.hidden_states,
     )
     return bench.run(stage.select_subset, inputs, SelectSettings(config, made.settings.files)), config
 
 
-METHODS = ["paper", "guarded", "official", "random", "random_per_source", "full", *get_args(sampling.ScoredMethod)]
+METHODS = ["paper", "guarded", "official", "random", "random_per_source", "full", "facility_location"]
+METHODS += get_args(sampling.ScoredMethod)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -147,7 +158,8 @@ def test_takes_from_blocks_what_it_takes_from_one_table(
     table = made.table
     if method in ("paper", "guarded", "official"):
         table = {name: column[table["clustered"]] for name, column in table.items()}
-    order = expected_order(table, config)
+    # The order of facility location is that of all rows only as far as it was asked for.
+    order = expected_order(table, config, len(table["id"]) if budget == "3k tokens" else found.summary["rows"])
     subset = found.read_table("subset.parquet").sort_by("rank")
     assert subset.column("rank").to_pylist() == list(range(len(subset)))
     assert subset.column("example_id").to_pylist() == order[: len(subset)].tolist()
@@ -164,6 +176,52 @@ def test_takes_from_blocks_what_it_takes_from_one_table(
         assert len(subset) == (1 if budget == 1 else int(in_pool * budget))
     lines = b"".join(Path(found.path(f.path)).read_bytes() for f in found.files("rows/")).splitlines()
     assert [int(json.loads(line)["instruction"]) for line in lines] == sorted(subset.column("example_id").to_pylist())
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.5])
+@pytest.mark.parametrize("budget", [40, 0.3])
+def test_rows_that_came_later_fill_up_what_clusters_gave_before(
+    exponent: float, budget: Any, bench: Bench, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "BLOCK_ROWS", 300)
+    table = {name: column[made.table["clustered"]] for name, column in made.table.items()}
+    key_N = np.char.add(table["stratum"].astype(str), table["cluster"].astype(str))
+    keys = sorted({(str(s), int(c)) for s, c in zip(table["stratum"], table["cluster"], strict=True)})
+    generator = np.random.default_rng(0)
+    had = dict(zip(keys, generator.integers(0, 300, len(keys)).tolist(), strict=True))
+    gave = {key: int(generator.integers(0, min(size, 30) + 1)) for key, size in had.items()}
+    first = [(stratum, cluster) for (stratum, cluster), count in gave.items() for _ in range(count)]
+    chosen = {"example_id": range(len(first)), "stratum": [s for s, _ in first], "cluster_id": [c for _, c in first]}
+    chosen |= {"rank": range(len(first)), "reason": ["x"] * len(first)}
+    centroids = {
+        "stratum": [s for s, _ in keys],
+        "cluster_id": [c for _, c in keys],
+        "size": [had[key] for key in keys],
+    }
+    inputs = replace(
+        made.inputs,
+        assignments=made.inputs.clusters,
+        clusters=_of_one_file(
+            bench, "centroids", centroids | {"centroid": [[0.0] * T] * len(keys)}, schemas.centroids(T)
+        ),
+        subset=_of_one_file(bench, "subset", chosen, schemas.SUBSET),
+    )
+    config = SelectConfig(method="guarded", budget=budget, quota_exponent=exponent)
+    found = bench.run(stage.select_subset, inputs, SelectSettings(config, made.settings.files))
+    names, cluster_N = np.unique(key_N, return_inverse=True)
+    of_name = {f"{stratum}{cluster}": (had[stratum, cluster], gave[stratum, cluster]) for stratum, cluster in keys}
+    size_K, taken_K = np.array([of_name[name] for name in names.tolist()]).T
+    beside = sampling.Beside(size_K[cluster_N], taken_K[cluster_N])
+    rank = sampling.balanced_rank(
+        sampling.cluster_keys(table["stratum"].astype(str), table["cluster"]),
+        table["draw"],
+        table["id"],
+        exponent,
+        beside,
+    )
+    subset = found.read_table("subset.parquet").sort_by("rank")
+    assert len(subset) == (budget if budget == 40 else int(budget * len(made.table["id"])))
+    assert subset.column("example_id").to_pylist() == table["id"][sampling.order_of(rank)][: len(subset)].tolist()
 
 
 def test_few_rows_are_fetched_where_few_are_wanted(bench: Bench, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,6 +295,11 @@ def _with_summary(bench: Bench, clusters: Artifact | None, summary: dict[str, An
         return StageResult([record], summary)
 
     return bench.make("assignments", write)
+
+
+def _of_one_file(bench: Bench, name: str, columns: dict[str, Any], schema: pa.Schema) -> Artifact:
+    table = pa.table(columns, schema=schema)
+    return bench.make(name, lambda output: StageResult([output.write_parquet(f"{name}.parquet", [table], schema)], {}))
 
 
 def _none_of(bench: Bench, tokens: Artifact) -> Artifact:
