@@ -17,6 +17,8 @@ from s2l_ray.filesystems import open_filesystem, opened
 FileFormat = Literal["jsonl", "json", "csv", "parquet", "arrow", "pairs"]
 Compression = Literal["gzip", "zstd"]
 Warn = Callable[[str], None]
+Columns = Mapping[str, str | None]
+"""Our name -> the data's column; None leaves unread what has our name."""
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 PARQUET_MAGIC = b"PAR1"
@@ -58,7 +60,7 @@ class InputFile:
     compression: Compression | None = None
     entry: int = field(default=0, compare=False)
     layout: str | None = None
-    columns: Mapping[str, str | None] | None = field(default=None, hash=False)
+    columns: Columns | None = field(default=None, hash=False)
 
 
 def check_unchanged(file: InputFile) -> None:

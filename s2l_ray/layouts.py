@@ -24,7 +24,7 @@ from typing import Any, Literal, get_args
 from s2l_ray.errors import ConfigError, DataError
 from s2l_ray.evaluation_sets import SETS, SetName
 from s2l_ray.formats.row import BadRow, Row
-from s2l_ray.input_files import InputFile, listed, shown
+from s2l_ray.input_files import Columns, InputFile, listed, shown
 from s2l_ray.raw_rows import read_rows
 
 GeneralName = Literal["alpaca", "prompt_completion", "messages", "sharegpt", "question_answer", "text"]
@@ -86,7 +86,7 @@ class Layout:
 
 
 def detect_layouts(
-    files: Sequence[InputFile], layout: str, columns: Mapping[str, str | None], *, key: str, mapping: str = ""
+    files: Sequence[InputFile], layout: str, columns: Columns, *, key: str, mapping: str = ""
 ) -> dict[str, Layout]:
     """Settle how the rows of every file are read, for each entry of a mixture by itself.
 
@@ -109,7 +109,7 @@ def detect_layouts(
     for file in files:
         entries.setdefault(repr((file.entry, file.source, file.layout, file.columns)), []).append(file)
     mapping = mapping or (f"{_section(key)}.columns:" if len(entries) == 1 else f"{key}[].columns:")
-    found: list[tuple[list[InputFile], Mapping[str, str | None], Layout]] = []
+    found: list[tuple[list[InputFile], Columns, Layout]] = []
     for group in entries.values():
         own = columns if group[0].columns is None else group[0].columns
         found.append((group, own, detect_layout(group, group[0].layout or layout, own, key=key, mapping=mapping)))
@@ -126,9 +126,7 @@ def distinct(layouts: Mapping[str, Layout]) -> tuple[Layout, ...]:
     return tuple({repr(layout): layout for layout in layouts.values()}.values())
 
 
-def detect_layout(
-    files: Sequence[InputFile], layout: str, columns: Mapping[str, str | None], *, key: str, mapping: str = ""
-) -> Layout:
+def detect_layout(files: Sequence[InputFile], layout: str, columns: Columns, *, key: str, mapping: str = "") -> Layout:
     """Settle layout and columns of one input by the first usable rows of the first of its files that has any.
 
     An `id` column is used where it is mapped, or where there is one.
@@ -161,7 +159,7 @@ def _section(key: str) -> str:
     return key.rpartition(".")[0] or key
 
 
-def _candidates(layout: str, columns: Mapping[str, str | None], mapping: str) -> tuple[LayoutName, ...]:
+def _candidates(layout: str, columns: Columns, mapping: str) -> tuple[LayoutName, ...]:
     """Return the layouts that the config leaves open."""
     for our in columns:
         if our not in _OUR_NAMES:
@@ -190,7 +188,7 @@ def _candidates(layout: str, columns: Mapping[str, str | None], mapping: str) ->
     return fitting
 
 
-def _mapped_texts(columns: Mapping[str, str | None]) -> set[str]:
+def _mapped_texts(columns: Columns) -> set[str]:
     return {our for our, column in columns.items() if column is not None and our not in ("id", *LABELS)}
 
 
@@ -232,7 +230,7 @@ def check_reserved(file: InputFile, found: Iterable[str]) -> None:
 
 def _choose(
     candidates: Sequence[LayoutName],
-    columns: Mapping[str, str | None],
+    columns: Columns,
     file: InputFile,
     found: Sequence[str],
     mapping: str,
@@ -260,7 +258,7 @@ def _choose(
     )
 
 
-def _tells(name: SetName, columns: Mapping[str, str | None], found: Sequence[str]) -> bool:
+def _tells(name: SetName, columns: Columns, found: Sequence[str]) -> bool:
     """Return whether the columns are those of a set and of nothing else that is known."""
     told_by = SETS[name].told_by
     return bool(told_by) and not _mapped_texts(columns) and set(told_by) <= set(found)

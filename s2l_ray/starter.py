@@ -12,7 +12,7 @@ from s2l_ray.errors import ConfigError, DataError
 from s2l_ray.evaluation_sets import SETS
 from s2l_ray.examples import Example, RejectedRow, read_examples
 from s2l_ray.experiment import experiment_of, parse_sparse
-from s2l_ray.input_files import InputFile, listed
+from s2l_ray.input_files import Columns, InputFile, listed
 from s2l_ray.inputs import find_inputs
 from s2l_ray.layouts import REQUIRED, Layout, detect_layouts, distinct
 from s2l_ray.strict_yaml import parse_yaml
@@ -46,7 +46,7 @@ class Look:
     """
 
     entries: tuple[InputPath, ...]
-    columns: Mapping[str, str | None]
+    columns: Columns
     files: tuple[InputFile, ...]
     layouts: Mapping[str, Layout]
     examples: tuple[Example, ...]
@@ -75,9 +75,7 @@ class Look:
         return min(2048, 64 * max(1, math.ceil(length / CHARACTERS_PER_TOKEN / 64)))
 
 
-def look_at(
-    paths: Sequence[str], columns: Mapping[str, str | None] | None = None, layout: FormatName | None = None
-) -> Look:
+def look_at(paths: Sequence[str], columns: Columns | None = None, layout: FormatName | None = None) -> Look:
     """Read the first rows of the data.
 
     Args:
@@ -113,7 +111,7 @@ def look_at(
     return Look(tuple(entries), columns, files, layouts, examples, rejected, is_all)
 
 
-def _entry(path: str, columns: Mapping[str, str | None], layout: FormatName | None) -> InputPath:
+def _entry(path: str, columns: Columns, layout: FormatName | None) -> InputPath:
     """Return one input of a mixture: in the given layout where its columns say so or say nothing we know."""
     source = None if layout in SETS else _stem(path)
     given = InputPath(path=path, source=source, format=layout, columns=dict(columns) or None)
@@ -267,7 +265,7 @@ def _resources_lines() -> list[str]:
     ]
 
 
-def _mapped(columns: Mapping[str, str | None]) -> str:
+def _mapped(columns: Columns) -> str:
     named = (f"{our}: {'null' if column is None else _quoted(column)}" for our, column in columns.items())
     return "{" + ", ".join(named) + "}"
 
