@@ -89,7 +89,7 @@ class Node:
         return list((found | {self.key: self}).values())
 
     def made(self, artifacts: Mapping[str, Artifact]) -> dict[str, Artifact]:
-        """Return by name, of artifacts by node key, what the node is made from and its own."""
+        """Return by name, of artifacts by node key, what the node is made from and its own; of one name the last."""
         return {node.artifact: artifacts[node.key] for node in self.with_ancestors()}
 
     def fingerprint(self, inputs: Mapping[str, str], outside: str | None) -> str:

@@ -229,7 +229,7 @@ class Task:
     def update(self, done: float, total: float | None = None, note: str = "") -> None:
         """Set how much is done; the first call says from where, and from when, the pace is reckoned.
 
-        So neither what an earlier attempt had done counts, nor the time that processes took to start.
+        What an earlier attempt had done does not count, nor, of a training, the time until its workers' first word.
         """
         if self._first is None:
             self._first = (done, time.monotonic())

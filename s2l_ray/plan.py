@@ -85,8 +85,8 @@ def build_pipeline(
     comparison = Node(
         artifact="comparison",
         stage="compare_arms",
-        config=CompareSettings(experiment.baseline),
-        settings={"arms": list(experiment.arms), "baseline": experiment.baseline},
+        config=CompareSettings(experiment.baselines),
+        settings={"arms": list(experiment.arms), "baselines": dict(experiment.baselines)},
         inputs=compared,
     )
     last = [comparison]
@@ -181,7 +181,7 @@ def _report_node(experiment: Experiment, inputs: Mapping[str, Node]) -> Node:
     return Node(
         artifact="report",
         stage="write_report",
-        config=ReportSettings(experiment.shared.report, experiment.arms, experiment.baseline, experiment.name, text),
+        config=ReportSettings(experiment.shared.report, experiment.arms, experiment.name, text),
         settings={**settings_of(experiment.shared.report), "name": experiment.name, "text": text},
         inputs=inputs,
     )

@@ -233,8 +233,9 @@ GAINS = pa.schema(
         pa.field("rows", pa.int64(), nullable=False),
     ]
 )
-"""How much better an arm's target is than the baseline's on the same held-out rows; above 0 is better, also for losses.
-The interval is that of the paired difference, again over rows and not over seeds."""
+"""How much better an arm's target is than its baseline's on the same held-out rows; above 0 is better, also of a loss.
+The interval is that of the paired difference, again over rows and not over seeds, each comparison alone. `rows` were
+judged on both sides. Arms that were judged otherwise have none, nor have metrics that are no mean over rows."""
 
 TRAJECTORY_HEALTH = pa.schema(
     [

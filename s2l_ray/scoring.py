@@ -7,7 +7,7 @@ Legend: N rows, G groups.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 Z_95 = 1.959964
 """Two-sided 95 % quantile of the normal distribution."""
 
-Bounds = Callable[[Sequence[tuple[float, "Mean"]]], tuple[float, float]]
-"""The 95 % interval of a weighted sum of means, the weights adding up to 1."""
+Bounds = Callable[[Sequence[tuple[float, "Mean"]]], tuple[float, float] | None]
+"""The 95 % interval of a weighted sum of means, the weights adding up to 1; None where the normal one has to do."""
 
 
 @dataclass(frozen=True)
@@ -84,14 +84,46 @@ def bounds_of_shares(weighted: Sequence[tuple[float, Mean]]) -> tuple[float, flo
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def bounds_of_share_differences(weighted: Sequence[tuple[float, Mean]]) -> tuple[float, float]:
-    """Return the 95 % interval of a weighted sum of paired differences, each row's -1, 0 or 1.
+def difference_of(difference_N: NDArray[np.float64]) -> Mean:
+    """Return the mean of paired differences, one a row."""
+    mean = mean_of(difference_N)
+    return replace(mean, bounds=bounds_of_differences([(1.0, mean)]))
 
-    As if two more pairs had been seen, one for either side, spread over the groups by weight: where both sides are
-    right on the same few rows, the interval is not nothing.
+
+def share_difference_of(difference_N: NDArray[np.float64]) -> Mean:
+    """Return the mean of paired differences of verdicts, each row's -1, 0 or 1."""
+    mean = mean_of(difference_N)
+    return replace(mean, bounds=bounds_of_share_differences([(1.0, mean)]))
+
+
+def bounds_of_differences(weighted: Sequence[tuple[float, Mean]]) -> tuple[float, float] | None:
+    """Return the t interval of a weighted sum of means; None where a group has a single row.
 
     Source:
-        Bonett and Price 2012, for a single difference. For several groups the tests measure how often the truth is in.
+        Satterthwaite 1946, for the degrees of freedom of several groups.
+    """
+    from scipy import stats
+
+    if any(mean.standard_error is None for _, mean in weighted):
+        return None
+    variances = [((weight * (mean.standard_error or 0.0)) ** 2, mean.rows - 1) for weight, mean in weighted]
+    value, variance = sum(weight * mean.value for weight, mean in weighted), sum(part for part, _ in variances)
+    if variance == 0:
+        return value, value
+    freedom = variance**2 / sum(part**2 / rows for part, rows in variances)
+    half = float(stats.t.ppf(0.975, freedom)) * math.sqrt(variance)
+    return value - half, value + half
+
+
+def bounds_of_share_differences(weighted: Sequence[tuple[float, Mean]]) -> tuple[float, float]:
+    """Return the 95 % interval of a weighted sum of paired differences of verdicts, each row's -1, 0 or 1.
+
+    As if two more pairs had been seen, one for either side, spread over the groups by weight: where both sides are
+    right on the same few rows, the interval is not nothing. The variance is estimated without bias, as for shares.
+
+    Source:
+        Bonett and Price 2012, for a single difference, but for that. For several groups the tests measure how often
+        the truth is within.
     """
     centre = variance = 0.0
     for weight, mean in weighted:
@@ -143,3 +175,28 @@ def tail_groups(counts: Mapping[str, int]) -> set[str]:
     """Return the tail: the rarer half of the groups, ties by name."""
     order = sorted(counts, key=lambda name: (counts[name], name))
     return set(order[: len(order) // 2])
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """What held-out rows are grouped by.
+
+    Attributes:
+        by: `skill` where some row has one, else `source`.
+        is_there: whether some row has that.
+        counts: rows of the pool per group; none where neither skill nor truth is known of any.
+    """
+
+    by: str
+    is_there: bool
+    counts: Mapping[str, int]
+
+    def means(
+        self, metric: str, groups: Mapping[str, Mean], of_all: Mean, bounds: Bounds | None
+    ) -> Iterator[tuple[str, Mean]]:
+        """Yield what a metric is with each group alike, and with groups as they occur in training."""
+        if groups or not self.is_there:  # rows that nothing tells apart are one group
+            yield f"macro_{metric}", weighted_mean(groups, bounds=bounds) if groups else of_all
+        # By the share in training, where every group that is asked about is there.
+        is_weighed = bool(groups) and all(self.counts.get(group) for group in groups)
+        yield f"micro_{metric}", weighted_mean(groups, self.counts, bounds=bounds) if is_weighed else of_all

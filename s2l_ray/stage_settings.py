@@ -104,8 +104,8 @@ class EvaluateSettings:
 class CompareSettings:
     """What `compare_arms` is to do."""
 
-    baseline: str | None
-    """The arm that the others are held against, row by row; None where there is no other."""
+    baselines: Mapping[str, str]
+    """Arm -> the arm that it is held against, row by row."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,6 @@ class ReportSettings:
 
     report: ReportConfig
     arms: Mapping[str, Config]
-    baseline: str | None
-    """As in `CompareSettings`."""
     name: str
     text: str
     """The experiment as a file that would run again."""

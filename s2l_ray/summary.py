@@ -108,14 +108,19 @@ class RunSummary:
         if not gains:
             return
         # A row for each arm and metric, since intervals of many arms side by side are wider than a terminal.
+        baselines = dict.fromkeys(row["baseline"] for row in gains)
         rows: dict[str, dict[str, str]] = {}
         for row in gains:
             mean, _, metric = row["metric"].partition("_")
-            rows.setdefault(f"{row['arm']}: {metric_title(metric)}", {})[mean] = _gain(row)
-        means = ("macro", "micro")
-        header = [f"gain over {gains[0]['baseline']} [95 %]", *means]
+            arm = row["arm"] if len(baselines) == 1 else f"{row['arm']} over {row['baseline']}"
+            rows.setdefault(f"{arm}: {metric_title(metric)}", {})[mean] = _gain(row)
+        means, over = ("macro", "micro"), f" over {next(iter(baselines))}" if len(baselines) == 1 else ""
+        header = [f"gain{over} [95 %]", *means]
         display.table(header, [[label, *(texts.get(mean, "-") for mean in means)] for label, texts in rows.items()])
-        display.say("intervals are over held-out rows; how sure a method is takes several seeds: s2l sweep")
+        display.say(
+            "a gain above 0 is better, also of a loss; intervals are over held-out rows, each by itself; how sure a "
+            "method is takes several seeds: s2l sweep"
+        )
 
     def _gains(self) -> list[dict[str, Any]]:
         comparison = self._comparison()

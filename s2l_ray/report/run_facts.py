@@ -7,6 +7,9 @@ from typing import Any
 from s2l_ray.costs import Ledger
 from s2l_ray.report.blocks import ExampleRow, Number, Value
 
+Scored = tuple[Number, Number, Number]
+"""A value and the ends of its interval."""
+
 
 @dataclass(frozen=True)
 class Composition:
@@ -55,7 +58,8 @@ class ArmFacts:
 
     Attributes:
         metrics: metric -> value and its interval over held-out rows.
-        gains: metric -> gain over the baseline on the same rows, and its interval; none of the baseline itself.
+        baseline: the arm that gains are over; None where there are none.
+        gains: metric -> gain over it on the same rows, and its interval.
         reason: why its rows were taken, in words.
     """
 
@@ -66,8 +70,9 @@ class ArmFacts:
     rows: int
     rows_pool: int
     rows_set_aside: int
-    metrics: Mapping[str, tuple[Number, Number, Number]]
-    gains: Mapping[str, tuple[Number, Number, Number]]
+    metrics: Mapping[str, Scored]
+    baseline: str | None
+    gains: Mapping[str, Scored]
     composition: Sequence[Composition]
     ledger: Ledger
 
@@ -77,7 +82,6 @@ class RunFacts:
     """A run, read.
 
     Attributes:
-        baseline: the arm that gains are over; None where there is no other.
         overlap: grade -> held-out rows that are like a training row; of `rows_held_out`.
         examples: rows of the data, none where the config keeps them out.
         provenance: what -> digest or version.
@@ -85,7 +89,6 @@ class RunFacts:
 
     name: str
     arms: Sequence[ArmFacts]
-    baseline: str | None
     clusterings: Sequence[ClusterFacts]
     overlap: Mapping[str, int]
     rows_held_out: int

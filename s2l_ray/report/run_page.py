@@ -70,21 +70,21 @@ def _outcome(facts: RunFacts) -> Section:
                 caption=f"{metric_title(metric)}, with 95 % intervals over held-out rows",
             )
         )
-        gained = [Interval(arm.name, *arm.gains[metric]) for arm in facts.arms if metric in arm.gains]
+        of_rows = metric.removeprefix("macro_")
+        gained = [
+            Interval(f"{arm.name} over {arm.baseline}, {mean}", *arm.gains[f"{mean}_{of_rows}"])
+            for arm in facts.arms
+            for mean in ("macro", "micro")
+            if f"{mean}_{of_rows}" in arm.gains
+        ]
         if gained:
-            blocks.append(
-                Intervals(
-                    gained,
-                    f"gain in {metric_title(metric)}",
-                    reference=0.0,
-                    reference_label=f"as {facts.baseline}",
-                    caption=f"Gain over {facts.baseline} in {metric_title(metric)}, row by row; above 0 is better",
-                )
-            )
+            title = metric_title(of_rows)
+            caption = f"Gain in {title}, row by row, with 95 % intervals; above 0 is better"
+            blocks.append(Intervals(gained, f"gain in {title}", 0.0, "no gain", caption))
     lead = (
         "Intervals say how sure each model's score is and, where two models are compared row by row, how sure their "
-        "difference is. How sure the selector is takes several seeds: one run proves nothing about a method, whatever "
-        "these intervals leave out; `s2l sweep` compares over seeds."
+        "difference is, each by itself. How sure the selector is takes several seeds: one run proves nothing about a "
+        "method, whatever these intervals leave out; `s2l sweep` compares over seeds."
     )
     return Section("Outcome", lead, blocks)
 

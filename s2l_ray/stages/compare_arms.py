@@ -1,36 +1,25 @@
 """`scores` and `subset` of every arm -> `comparison`: `arms.parquet`, a row per arm and metric, and `gains.parquet`.
 
 Scores carry a 95 % interval over held-out rows: how sure this model's score is, not how sure the method is (that takes
-several seeds). A gain is how much better a model is than the baseline's on the same rows: what makes a row easy or hard
-for both cancels, so its interval says more than those of the two scores.
+several seeds). Gains are those of `gains`, over an arm that draws at random.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from s2l_ray import schemas
 from s2l_ray.artifacts import Artifact, StageResult
 from s2l_ray.config import ResourcesConfig
-from s2l_ray.judging.metrics import is_of_rows, is_share
+from s2l_ray.gains import gains
+from s2l_ray.judging.metrics import is_share
 from s2l_ray.labels import counted
-from s2l_ray.scoring import (
-    Bounds,
-    Mean,
-    bounds_of_share_differences,
-    bounds_of_shares,
-    mean_of,
-    means_by_group,
-    tail_groups,
-    weighted_mean,
-)
-from s2l_ray.significance import higher_is_better
+from s2l_ray.scoring import Grouping, Mean, bounds_of_shares, tail_groups
 from s2l_ray.stage_settings import CompareSettings
 from s2l_ray.staged_output import StagedOutput
 
@@ -62,11 +51,11 @@ def compare_arms(
             low, high = mean.interval
             rows.append({"arm": arm, "metric": metric, "value": mean.value, "low": low, "high": high})
     table = pa.Table.from_pylist(rows, schema=schemas.ARMS)
-    gains = pa.Table.from_pylist(list(_gains(inputs, config.baseline)), schema=schemas.GAINS)
+    gained = pa.Table.from_pylist(list(_gains(inputs, config.baselines)), schema=schemas.GAINS)
     return StageResult(
         [
             output.write_parquet("arms.parquet", [table], schemas.ARMS),
-            output.write_parquet("gains.parquet", [gains], schemas.GAINS),
+            output.write_parquet("gains.parquet", [gained], schemas.GAINS),
         ],
         {"arms": list(inputs.arms), "overlap": {arm: found.summary for arm, found in inputs.overlap.items()}},
     )
@@ -88,41 +77,16 @@ def _counts(examples: Artifact) -> Mapping[str, Mapping[str, int]]:
     return counts if is_labelled else {}
 
 
-@dataclass(frozen=True)
-class _Grouping:
-    """What held-out rows are grouped by.
-
-    Attributes:
-        by: `skill` where some row has one, else `source`.
-        is_there: whether some row has that.
-        counts: rows of the pool per group; none where neither skill nor truth is known of any.
-    """
-
-    by: str
-    is_there: bool
-    counts: Mapping[str, int]
-
-    @classmethod
-    def of(cls, scores: list[dict[str, Any]], examples: Artifact) -> "_Grouping":
-        """Find it in the rows of `scores.parquet`."""
-        found = {row["group_by"] for row in scores}
-        by = "skill" if "skill" in found else "source"
-        return cls(by, by in found, _counts(examples).get(by, {}))
-
-    def means(
-        self, metric: str, groups: Mapping[str, Mean], of_all: Mean, bounds: Bounds | None
-    ) -> Iterator[tuple[str, Mean]]:
-        """Yield what a metric is with each group alike, and with groups as they occur in training."""
-        if groups or not self.is_there:  # rows that nothing tells apart are one group
-            yield f"macro_{metric}", weighted_mean(groups, bounds=bounds) if groups else of_all
-        # By the share in training, where every group that is asked about is there.
-        is_weighed = bool(groups) and all(self.counts.get(group) for group in groups)
-        yield f"micro_{metric}", weighted_mean(groups, self.counts, bounds=bounds) if is_weighed else of_all
+def _grouping(scores: Sequence[Mapping[str, Any]], examples: Artifact) -> Grouping:
+    """Find in the rows of `scores.parquet` what held-out rows are grouped by."""
+    found = {row["group_by"] for row in scores}
+    by = "skill" if "skill" in found else "source"
+    return Grouping(by, by in found, _counts(examples).get(by, {}))
 
 
 def _metrics(subset: Artifact, scores: Artifact, examples: Artifact) -> Iterator[tuple[str, Mean]]:
     table = scores.read_table("scores.parquet").to_pylist()
-    grouping = _Grouping.of(table, examples)
+    grouping = _grouping(table, examples)
     for metric in dict.fromkeys(row["metric"] for row in table):
         of_metric = [row for row in table if row["metric"] == metric]
         groups = {row["group"]: _mean(row) for row in of_metric if row["group_by"] == grouping.by}
@@ -151,47 +115,24 @@ def _mean(row: Mapping[str, Any]) -> Mean:
     return Mean(row["value"], row["standard_error"], row["rows"], bounds)
 
 
-def _gains(inputs: Inputs, baseline: str | None) -> Iterator[dict[str, Any]]:
-    """Yield what every other arm gains over the baseline, where both were judged on the same data."""
-    if baseline is None:
-        return
-    examples, _, reference = inputs.arms[baseline]
-    table = reference.read_table("scores.parquet").to_pylist()
-    grouping = _Grouping.of(table, examples)
-    for arm, (_, _, scores) in inputs.arms.items():
-        held_out = [found.manifest.inputs["eval_examples"] for found in (scores, reference)]
-        if arm == baseline or held_out[0] != held_out[1]:
+def _gains(inputs: Inputs, baselines: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """Yield what arms gain over their baselines, where both were judged on the same tokens of the same rows."""
+    for arm, baseline in baselines.items():
+        examples, _, scores = inputs.arms[arm]
+        reference = inputs.arms[baseline][2]
+        sides = [found.manifest.inputs for found in (scores, reference)]
+        if any(len({side[name] for side in sides}) > 1 for name in ("eval_examples", "eval_tokens")):
             continue
-        judged = set(scores.read_table("scores.parquet", ["metric"]).column(0).to_pylist())
-        for metric in dict.fromkeys(row["metric"] for row in table):
-            if metric in judged and is_of_rows(metric):
-                for name, gain in _paired(metric, scores, reference, grouping):
-                    low, high = gain.interval
-                    facts = {"gain": gain.value, "low": low, "high": high, "rows": gain.rows}
-                    yield {"arm": arm, "baseline": baseline, "metric": name, **facts}
+        table = scores.read_table("scores.parquet").to_pylist()
+        grouping, judged = _grouping(table, examples), _judged_by(reference)
+        metrics = [metric for metric in _judged_by(scores) if metric in judged]
+        columns = ["example_id", grouping.by, *metrics]
+        ours, theirs = (found.read_table("predictions.parquet", columns) for found in (scores, reference))
+        for metric, gain in gains(ours, theirs, metrics, grouping):
+            low, high = gain.interval
+            facts = {"gain": gain.value, "low": low, "high": high, "rows": gain.rows}
+            yield {"arm": arm, "baseline": baseline, "metric": metric, **facts}
 
 
-def _paired(metric: str, scores: Artifact, reference: Artifact, grouping: _Grouping) -> Iterator[tuple[str, Mean]]:
-    ours, theirs = (_judged(found, metric, grouping.by) for found in (scores, reference))
-    own_ids, other_ids = (table.column("example_id").to_numpy() for table in (ours, theirs))
-    _, own, other = np.intersect1d(own_ids, other_ids, assume_unique=True, return_indices=True)
-    if not len(own):
-        return
-    value_N, baseline_N = (
-        pc.cast(table.column(metric), pa.float64()).to_numpy()[places]
-        for table, places in ((ours, own), (theirs, other))
-    )
-    difference_N = (value_N - baseline_N) * (1 if higher_is_better(f"micro_{metric}") else -1)
-    bounds = bounds_of_share_differences if is_share(metric) else None
-    of_all = mean_of(difference_N)
-    if bounds is not None:
-        of_all = replace(of_all, bounds=bounds([(1.0, of_all)]))
-    names = ours.column(grouping.by).take(own).to_pylist()
-    is_grouped = any(name is not None for name in names)
-    groups = means_by_group(difference_N, [name or "" for name in names]) if is_grouped else {}
-    yield from grouping.means(metric, groups, of_all, bounds)
-
-
-def _judged(scores: Artifact, metric: str, group_by: str) -> pa.Table:
-    table = scores.read_table("predictions.parquet", ["example_id", group_by, metric])
-    return table.filter(pc.is_valid(table.column(metric)))
+def _judged_by(scores: Artifact) -> list[str]:
+    return list(dict.fromkeys(scores.read_table("scores.parquet", ["metric"]).column(0).to_pylist()))

@@ -5,7 +5,7 @@ What an arm cost is measured, so two reports of the same run differ where it ran
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,9 @@ from s2l_ray.costs import ledger
 from s2l_ray.diagnostics import HEALTH
 from s2l_ray.labels import counted
 from s2l_ray.log import without_user_info
-from s2l_ray.report.blocks import ExampleRow, Number, Value
+from s2l_ray.report.blocks import ExampleRow, Value
 from s2l_ray.report.html import render
-from s2l_ray.report.run_facts import ArmFacts, Centroid, ClusterFacts, Composition, RunFacts
+from s2l_ray.report.run_facts import ArmFacts, Centroid, ClusterFacts, Composition, RunFacts, Scored
 from s2l_ray.report.run_page import metric_order, run_page
 from s2l_ray.stage_settings import ReportSettings
 from s2l_ray.staged_output import StagedOutput
@@ -67,13 +67,9 @@ def write_report(
 
 def read_facts(inputs: Inputs, config: ReportSettings) -> RunFacts:
     """Read what the page says."""
-    metrics = _metrics(inputs.comparison, "arms.parquet", "value")
-    gains = _metrics(inputs.comparison, "gains.parquet", "gain")
+    outcomes = _outcomes(inputs.comparison)
     full = next((made for arm, made in inputs.arms.items() if config.arms[arm].select.method == "full"), None)
-    arms = [
-        _arm(arm, made, full, config.arms[arm], metrics.get(arm, {}), gains.get(arm, {}))
-        for arm, made in inputs.arms.items()
-    ]
+    arms = [_arm(arm, made, full, config.arms[arm], outcomes[arm]) for arm, made in inputs.arms.items()]
     clustered: dict[str, list[str]] = {}
     for arm, made in inputs.arms.items():
         if "clusters" in made:
@@ -83,7 +79,6 @@ def read_facts(inputs: Inputs, config: ReportSettings) -> RunFacts:
     return RunFacts(
         name=config.name,
         arms=arms,
-        baseline=config.baseline,
         clusterings=clusterings,
         overlap=first["overlap"].summary["held_out"],
         rows_held_out=first["scores"].summary["rows"],
@@ -93,12 +88,25 @@ def read_facts(inputs: Inputs, config: ReportSettings) -> RunFacts:
     )
 
 
-def _metrics(comparison: Artifact, file: str, value: str) -> dict[str, dict[str, tuple[Number, Number, Number]]]:
-    """Return arm -> metric -> a value and its interval, as a file of the comparison has them."""
-    found: dict[str, dict[str, tuple[Number, Number, Number]]] = {}
-    for row in comparison.read_table(file).to_pylist():
-        found.setdefault(row["arm"], {})[row["metric"]] = (row[value], row["low"], row["high"])
-    return {arm: {name: by_name[name] for name in metric_order(list(by_name))} for arm, by_name in found.items()}
+@dataclass
+class _Outcome:
+    """What the comparison says of an arm, as `ArmFacts` has it."""
+
+    metrics: dict[str, Scored] = field(default_factory=dict)
+    baseline: str | None = None
+    gains: dict[str, Scored] = field(default_factory=dict)
+
+
+def _outcomes(comparison: Artifact) -> dict[str, _Outcome]:
+    found: dict[str, _Outcome] = {arm: _Outcome() for arm in comparison.summary["arms"]}
+    for row in comparison.read_table("arms.parquet").to_pylist():
+        found[row["arm"]].metrics[row["metric"]] = (row["value"], row["low"], row["high"])
+    for row in comparison.read_table("gains.parquet").to_pylist():
+        found[row["arm"]].baseline = row["baseline"]
+        found[row["arm"]].gains[row["metric"]] = (row["gain"], row["low"], row["high"])
+    for outcome in found.values():
+        outcome.metrics = {name: outcome.metrics[name] for name in metric_order(list(outcome.metrics))}
+    return found
 
 
 def _arm(
@@ -106,8 +114,7 @@ def _arm(
     made: Mapping[str, Artifact],
     full: Mapping[str, Artifact] | None,
     config: Config,
-    metrics: Mapping[str, tuple[Number, Number, Number]],
-    gains: Mapping[str, tuple[Number, Number, Number]],
+    outcome: _Outcome,
 ) -> ArmFacts:
     summary, target = made["subset"].summary, config.target
     reason = made["subset"].read_table("subset.parquet", ["reason"]).column(0)[0].as_py()
@@ -119,8 +126,9 @@ def _arm(
         rows=summary["rows"],
         rows_pool=summary["rows_pool"],
         rows_set_aside=summary["rows_set_aside"],
-        metrics=metrics,
-        gains=gains,
+        metrics=outcome.metrics,
+        baseline=outcome.baseline,
+        gains=outcome.gains,
         composition=_compositions(made),
         ledger=ledger(made, full, by_epochs=target.match == "epochs" and target.steps is None),
     )

@@ -389,7 +389,7 @@ def test_workflow_parses_and_lays_out_a_pipeline(path, tmp_path):
     assert len(experiment.arms) >= len(raw.get("arms", {}) or {1: 1})
     assert node_of(pipeline, "comparison").settings == {
         "arms": list(experiment.arms),
-        "baseline": experiment.baseline,
+        "baselines": experiment.baselines,
     }
 
 

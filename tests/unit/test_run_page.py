@@ -56,7 +56,8 @@ def arm(name: str = "s2l", method: str = "paper", **changes) -> ArmFacts:
         rows_pool=100,
         rows_set_aside=0,
         metrics={"macro_loss": (0.5, 0.4, 0.6), "rows": (10.0, None, None)},
-        gains={} if name == "random" else {"macro_loss": (0.1, 0.05, 0.15), "micro_loss": (0.1, None, None)},
+        baseline=None if name == "random" else "random",
+        gains={} if name == "random" else {"macro_loss": (0.1, 0.05, 0.15), "micro_loss": (-0.2, None, None)},
         composition=[Composition("source", [("a", 0.9, 0.5), ("b", 0.1, 0.5)])],
         ledger=ledger(),
     )
@@ -85,7 +86,6 @@ def facts(**changes) -> RunFacts:
     made = RunFacts(
         name="mine",
         arms=[arm("random", "random"), arm()],
-        baseline="random",
         clusterings=[clustering()],
         overlap={"exact": 0, "digit_blind": 0, "ngram": 0},
         rows_held_out=50,
@@ -101,14 +101,14 @@ def warnings(found: RunFacts) -> list[str]:
     return list(section.blocks[0].items)
 
 
-def test_gains_over_the_baseline_are_drawn_about_nothing_gained():
+def test_gains_are_drawn_about_no_gain_also_where_rows_count_as_they_occur():
     (outcome,) = [section for section in run_page(facts()).sections if section.title == "Outcome"]
     *_, scores, gains = outcome.blocks
     assert [row.label for row in scores.rows] == ["random", "s2l"]
-    assert [(row.label, row.value, row.low, row.high) for row in gains.rows] == [("s2l", 0.1, 0.05, 0.15)]
-    assert (gains.reference, gains.reference_label) == (0.0, "as random")
-    alone = facts(arms=[arm(gains={})], baseline=None)
-    (outcome,) = [section for section in run_page(alone).sections if section.title == "Outcome"]
+    rows = [(row.label, row.value, row.low, row.high) for row in gains.rows]
+    assert rows == [("s2l over random, macro", 0.1, 0.05, 0.15), ("s2l over random, micro", -0.2, None, None)]
+    assert (gains.reference, gains.x_label) == (0.0, "gain in loss [nats/token]")
+    (outcome,) = [section for section in run_page(facts(arms=[arm(gains={})])).sections if section.title == "Outcome"]
     assert len(outcome.blocks) == 2
 
 

@@ -11,10 +11,13 @@ from hypothesis import strategies as st
 from s2l_ray.scoring import (
     Z_95,
     Mean,
+    bounds_of_differences,
     bounds_of_share_differences,
     bounds_of_shares,
+    difference_of,
     mean_of,
     means_by_group,
+    share_difference_of,
     share_of,
     tail_groups,
     weighted_mean,
@@ -98,12 +101,30 @@ def test_mean_of_shares_that_are_all_one_is_not_certain():
     assert 0.7 < mean.interval[0] < 0.95
 
 
-def test_interval_of_a_single_difference_is_that_of_two_more_pairs():
+def test_interval_of_a_single_difference_is_bonetts_and_prices_but_for_the_bias_of_its_variance():
     both, ours, theirs, neither = 10, 7, 2, 5
     difference_N = np.repeat([0.0, 1.0, -1.0, 0.0], [both, ours, theirs, neither])
-    more = mean_of(np.concatenate([difference_N, [1.0, -1.0]]))
-    low, high = bounds_of_share_differences([(1.0, mean_of(difference_N))])
-    assert (low, high) == pytest.approx(more.interval)
+    n = len(difference_N) + 2
+    share, other = (ours + 1) / n, (theirs + 1) / n
+    half = Z_95 * math.sqrt((share + other - (share - other) ** 2) / n)
+    low, high = share_difference_of(difference_N).interval
+    assert (low + high) / 2 == pytest.approx(share - other)
+    assert (high - low) / 2 == pytest.approx(half * math.sqrt(n / (n - 1)))
+
+
+def test_interval_of_a_mean_difference_is_students():
+    from scipy import stats
+
+    difference_N = np.array([0.1, 0.4, -0.2, 0.3])
+    expected = stats.ttest_1samp(difference_N, 0).confidence_interval(0.95)
+    assert difference_of(difference_N).interval == pytest.approx((expected.low, expected.high))
+    one_N, other_N = np.array([0.1, 0.4, 0.2]), np.array([-1.0, 2.0, 0.5, 0.7, 3.0])
+    welch = stats.ttest_ind(one_N, -other_N, equal_var=False).confidence_interval(0.95)
+    groups = {"a": difference_of(one_N), "b": difference_of(other_N)}
+    found = weighted_mean(groups, bounds=bounds_of_differences).interval
+    assert found == pytest.approx((welch.low / 2, welch.high / 2))
+    assert difference_of(np.array([0.5])).interval == (None, None)
+    assert difference_of(np.full(3, 0.5)).interval == (0.5, 0.5)
 
 
 @pytest.mark.parametrize(
