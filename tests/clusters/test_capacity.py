@@ -87,7 +87,7 @@ def test_demands_beyond_the_cluster_are_refused_with_the_key_to_change(
     "demand",
     [
         {"workers": 4, "cpus": 1},
-        {"workers": 2, "cpus": 1.5, "gpus": 4, "custom": {"scratch": 1}},
+        {"workers": 2, "cpus": 1.5, "gpus": 1, "custom": {"scratch": 1}},
         {"labels": {"tier": "fast"}},
         {"labels": {"rack": "in(a, b)"}, "market": "any"},
         {"memory": "1 MiB"},
@@ -117,7 +117,7 @@ def test_a_worker_runs_on_the_node_that_has_what_it_asks_for(cluster: Cluster) -
 
 def test_how_many_trials_the_cluster_holds(cluster: Cluster) -> None:
     assert at_once(TrainResources(workers=2, cpus=0.5)) == 4
-    assert at_once(PoolResources(actors=(1, 9), cpus=0.1, gpus=4)) == 2
+    assert at_once(PoolResources(actors=(4, 9), cpus=0.1, gpus=1)) == 2
 
 
 def test_what_does_not_come_in_time_ends_the_stage_with_what_was_asked_for(cluster: Cluster) -> None:
@@ -139,15 +139,15 @@ def test_what_the_run_itself_uses_is_waited_for_as_long_as_it_does(cluster: Clus
 
     ends = threading.Timer(6, end)
     ends.start()
-    wait_for(TrainResources(gpus=8), "fine-tune target", 3, at_work.is_set)
+    wait_for(TrainResources(workers=8, cpus=0.1, gpus=1), "fine-tune target", 3, at_work.is_set)
     ends.join()
 
 
 @pytest.mark.parametrize(
     ("first", "second", "fits"),
     [
-        ({"gpus": 8, "cpus": 0.1}, {"gpus": 1, "cpus": 0.1}, False),
-        ({"gpus": 4, "cpus": 0.1}, {"gpus": 4, "cpus": 0.1}, True),
+        ({"workers": 8, "gpus": 1, "cpus": 0.1}, {"gpus": 1, "cpus": 0.1}, False),
+        ({"workers": 4, "gpus": 1, "cpus": 0.1}, {"workers": 4, "gpus": 1, "cpus": 0.1}, True),
         ({"workers": 3}, {"workers": 2}, False),
         ({"custom": {"scratch": 2}}, {"custom": {"scratch": 1}}, False),
         ({"memory": "1MiB", "workers": 2}, {"workers": 2}, True),

@@ -12,7 +12,7 @@ from s2l_ray.storage import Storage
 
 @pytest.mark.parametrize(
     ("gpus", "backend"),
-    [(0, "gloo"), (1, "nccl"), (2, "nccl"), (0.5, "gloo")],  # NCCL refuses two workers on one GPU
+    [(0, "gloo"), (1, "nccl"), (0.5, "gloo")],  # NCCL refuses two workers on one GPU
 )
 def test_workers_with_gpus_of_their_own_talk_by_nccl(gpus, backend, tmp_path):
     output = begin(Storage(str(tmp_path)), "proxy", "0" * 32)
