@@ -3,6 +3,7 @@
 What makes a row easy or hard for both cancels, so the interval of a gain says more than those of the two scores. It
 says how sure the difference of these two models is, not of what selected their data: that takes several seeds, and is
 `significance`'s.
+Legend: N rows of a side, M rows that both were judged on.
 """
 
 from collections.abc import Iterator, Sequence
