@@ -77,6 +77,10 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
+def _amount(number: float) -> str:
+    return f"{number:,.0f}" if float(number).is_integer() else f"{number:g}"
+
+
 class Display:
     """The one place that writes to the user. Thread-safe: stages of several arms may run side by side."""
 
@@ -251,7 +255,7 @@ class Task:
         first, since = self._first or (0, self.started)
         fresh, working = self.done - first, time.monotonic() - since
         left = f", {duration(working / fresh * (self.total - self.done))} left" if fresh > 0 else ""
-        share = f"{self.done:g}/{self.total:g} {self.unit} ({self.done / self.total:.0%})"
+        share = f"{_amount(self.done)}/{_amount(self.total)} {self.unit} ({self.done / self.total:.0%})"
         return f"{self.label}: {share}, {duration(elapsed)}{left} {self.note}".rstrip()
 
     def draw_bar(self, bars: Progress) -> None:

@@ -246,6 +246,12 @@ def test_advance_adds_up_and_counts_from_nothing(display, clock):
     assert "1.0 s left" in task.describe()
 
 
+def test_describe_writes_many_rows_in_full(display):
+    task = Task(display, "read", 100_000_000, "rows")
+    task.update(9_000_000)
+    assert task.describe().startswith("read: 9,000,000/100,000,000 rows (9%)")
+
+
 def test_update_can_change_the_total(display):
     task = Task(display, "scoring", None, "rows")
     task.update(5, total=10)
