@@ -46,21 +46,6 @@ class Experiment:
         return next(iter(self.arms.values()))
 
     @property
-    def baselines(self) -> Mapping[str, str]:
-        """Arm -> the arm to hold it against: of those that draw at random the most like it, else the first of all.
-
-        Those themselves have none, nor has an arm that is judged in another way than any of them.
-        """
-        random = [arm for arm, config in self.arms.items() if config.select.method == "random"]
-        candidates = random or list(self.arms)[:1]
-        found = {}
-        for arm, config in self.arms.items():
-            alike = [other for other in candidates if self.arms[other].evaluate == config.evaluate]
-            if arm not in candidates and alike:
-                found[arm] = max(alike, key=lambda other: _likeness(config, self.arms[other]))
-        return found
-
-    @property
     def metrics(self) -> set[MetricName]:
         """What any of the arms is judged by."""
         return {name for config in self.arms.values() for name in config.evaluate.metrics}
@@ -169,11 +154,6 @@ def experiment_of(sparse: Sparse) -> Experiment:
         where = sparse.origin if arm == MAIN_ARM else f"{sparse.origin} (arm {arm})"
         configs[arm] = validated(Config, with_overrides(sparse.data, changes), where)
     return Experiment(name=sparse.name, arms=configs, sparse={**sparse.data, "arms": dict(sparse.arms)})
-
-
-def _likeness(one: Config, other: Config) -> int:
-    sections = ((config.examples, config.tokens, config.target, config.select.budget) for config in (one, other))
-    return sum(here == there for here, there in zip(*sections, strict=True))
 
 
 def text_of(data: Mapping[str, Any]) -> str:

@@ -32,7 +32,7 @@ STAGES = {
     "evaluate_target": 3,
     "compare_arms": 5,
     "diagnose_selection": 4,
-    "write_report": 1,
+    "write_report": 2,
     "run_sweep": 1,
 }
 """The stages in order, each with its code epoch: raised by hand when a stage's bytes change for equal settings."""

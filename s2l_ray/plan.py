@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from s2l_ray.adapters import check_adapter
+from s2l_ray.baselines import baselines
 from s2l_ray.config import Config, ModelConfig
 from s2l_ray.experiment import Experiment
 from s2l_ray.graph import STAGES, Check, Node, Pipeline
@@ -82,11 +83,12 @@ def build_pipeline(
                 checks.setdefault(node.key, []).append(Tolerated(config))
             if name == "eval_examples" and judges_of(config.evaluate.metrics):
                 checks.setdefault(node.key, []).append(JudgeableRows(config.evaluate.metrics))
+    held_against = baselines(experiment.arms)
     comparison = Node(
         artifact="comparison",
         stage="compare_arms",
-        config=CompareSettings(experiment.baselines),
-        settings={"arms": list(experiment.arms), "baselines": dict(experiment.baselines)},
+        config=CompareSettings(held_against),
+        settings={"arms": list(experiment.arms), "baselines": held_against},
         inputs=compared,
     )
     last = [comparison]

@@ -72,7 +72,7 @@ def _outcome(facts: RunFacts) -> Section:
         )
         of_rows = metric.removeprefix("macro_")
         gained = [
-            Interval(f"{arm.name} over {arm.baseline}, {mean}", *arm.gains[f"{mean}_{of_rows}"])
+            Interval(f"{mean}: {arm.name} over {arm.baseline}", *arm.gains[f"{mean}_{of_rows}"])
             for arm in facts.arms
             for mean in ("macro", "micro")
             if f"{mean}_{of_rows}" in arm.gains

@@ -1,7 +1,7 @@
 """`scores` and `subset` of every arm -> `comparison`: `arms.parquet`, a row per arm and metric, and `gains.parquet`.
 
 Scores carry a 95 % interval over held-out rows: how sure this model's score is, not how sure the method is (that takes
-several seeds). Gains are those of `gains`, over an arm that draws at random.
+several seeds). Gains are those of `gains`, each over the arm that `baselines` names.
 """
 
 from collections import Counter

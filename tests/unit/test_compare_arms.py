@@ -122,6 +122,9 @@ def test_only_rows_that_both_were_judged_on_are_pairs(arms):
     differences = [(half + k) - (ROWS - 1 - k + 1) for k in range(half)]
     assert gained["s2l", "micro_loss"]["rows"] == half
     assert gained["s2l", "micro_loss"]["gain"] == pytest.approx(np.mean(differences))
+    # The mean is that of any pairs; its interval is not.
+    bounds = bounds_of_differences([(1.0, mean_of(np.array(differences, float)))])
+    assert (gained["s2l", "micro_loss"]["low"], gained["s2l", "micro_loss"]["high"]) == pytest.approx(bounds)
     assert gained["s2l", "micro_exact_match"]["rows"] == half - 1
 
 

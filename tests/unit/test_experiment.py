@@ -328,26 +328,3 @@ def test_arm_that_overrides_what_all_share_is_refused_not_ignored(path):
 def test_arm_that_replaces_a_section_is_refused_since_it_would_drop_the_rest():
     message = refusal(SYNTHETIC + "select: {budget: 0.5}\narms: {one: {select: {method: random}}}")
     assert "`select.method" in message
-
-
-# ------------------------------------------------------------------------------------------------------------ baselines
-
-
-@pytest.mark.parametrize(
-    ("arms", "baselines"),
-    [
-        ("{s2l: {}, one: {select.method: random}, two: {select.method: random}}", {"s2l": "one"}),
-        ("{full: {select.method: full}, s2l: {}, more: {select.budget: 0.5}}", {"s2l": "full", "more": "full"}),
-        ("{only: {select.method: random}}", {}),
-        ("{only: {}}", {}),
-        (
-            "{half: {select.method: random, select.budget: 0.5}, s2l_half: {select.budget: 0.5}, "
-            "steps: {select.method: random, select.budget: 9, target.match: steps}, full: {select.method: full}, "
-            "s2l_steps: {select.budget: 9, target.match: steps}, s2l_small: {select.budget: 9}}",
-            {"s2l_half": "half", "full": "half", "s2l_steps": "steps", "s2l_small": "half"},
-        ),
-        ("{random: {select.method: random}, s2l: {}, asked: {evaluate.max_new_tokens: 9}}", {"s2l": "random"}),
-    ],
-)
-def test_arm_is_held_against_the_random_one_that_is_most_like_it(arms, baselines):
-    assert parse(f"{SYNTHETIC}arms: {arms}\n").baselines == baselines

@@ -16,6 +16,7 @@ import yaml
 import s2l_ray
 from s2l_ray.artifacts import Artifact, Manifest, find_artifact
 from s2l_ray.attempts import begin
+from s2l_ray.baselines import baselines
 from s2l_ray.cli import main
 from s2l_ray.config import Config, InputPath
 from s2l_ray.digests import DigestCache
@@ -389,7 +390,7 @@ def test_workflow_parses_and_lays_out_a_pipeline(path, tmp_path):
     assert len(experiment.arms) >= len(raw.get("arms", {}) or {1: 1})
     assert node_of(pipeline, "comparison").settings == {
         "arms": list(experiment.arms),
-        "baselines": experiment.baselines,
+        "baselines": baselines(experiment.arms),
     }
 
 

@@ -106,7 +106,7 @@ def test_gains_are_drawn_about_no_gain_also_where_rows_count_as_they_occur():
     *_, scores, gains = outcome.blocks
     assert [row.label for row in scores.rows] == ["random", "s2l"]
     rows = [(row.label, row.value, row.low, row.high) for row in gains.rows]
-    assert rows == [("s2l over random, macro", 0.1, 0.05, 0.15), ("s2l over random, micro", -0.2, None, None)]
+    assert rows == [("macro: s2l over random", 0.1, 0.05, 0.15), ("micro: s2l over random", -0.2, None, None)]
     assert (gains.reference, gains.x_label) == (0.0, "gain in loss [nats/token]")
     (outcome,) = [section for section in run_page(facts(arms=[arm(gains={})])).sections if section.title == "Outcome"]
     assert len(outcome.blocks) == 2

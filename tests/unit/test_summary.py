@@ -122,7 +122,20 @@ def test_gains_are_shown_with_their_intervals_and_said_in_json(storage, monkeypa
     header, rows = tables[1]
     assert header == ["gain over random [95 %]", "macro", "micro"]
     assert rows == [["s2l: loss [nats/token]", "+0.250 [-0.500, +1.000]", "-"]]
-    loss, unknown = run.as_json()["gains"]
+    gains = [
+        {"arm": arm, "baseline": baseline, "metric": "macro_loss", "gain": 0.5, "low": None, "high": None}
+        for arm, baseline in (("s2l_half", "half"), ("s2l_few", "few"))
+    ]
+    monkeypatch.setattr(summary.RunSummary, "_gains", lambda self: gains)
+    run.show()
+    header, rows = tables[3]
+    assert header[0] == "gain [95 %]"
+    labels = ["s2l_half over half: loss [nats/token]", "s2l_few over few: loss [nats/token]"]
+    assert [row[0] for row in rows] == labels
+
+
+def test_gains_are_said_in_json(storage):
+    loss, unknown = run_of(storage).as_json()["gains"]
     assert (loss["arm"], loss["baseline"], loss["gain"], loss["low"], loss["high"]) == ("s2l", "random", 0.25, -0.5, 1)
     assert unknown["gain"] is None
 
