@@ -435,7 +435,8 @@ def adapted_oracle():
 @pytest.fixture(scope="module")
 def launched_slowly(tmp_path_factory):
     folder = tmp_path_factory.mktemp("launched-slowly")
-    while not start(two_more_workers_with_an_adapter, 2, folder).join():
+    workers = start(two_more_workers_with_an_adapter, 2, folder)
+    while not workers.join():
         pass
     return folder
 
