@@ -22,9 +22,9 @@ def baselines(arms: Mapping[str, Config]) -> dict[str, str]:
         for key in _keys(arms[arm]):
             first.setdefault(key, arm)
     found = {}
-    for arm, config in arms.items():
-        alike = (first[key] for key in _keys(config) if key in first) if arm not in candidates else ()
-        if (baseline := next(iter(alike), None)) is not None:
+    for arm in (arm for arm in arms if arm not in candidates):
+        baseline = next((first[key] for key in _keys(arms[arm]) if key in first), None)
+        if baseline is not None:
             found[arm] = baseline
     return found
 

@@ -22,7 +22,7 @@ from s2l_ray.scoring import (
     means_by_group,
     share_difference_of,
 )
-from s2l_ray.significance import LOWER_IS_BETTER
+from s2l_ray.significance import higher_is_better
 
 
 def gains(ours: pa.Table, theirs: pa.Table, metrics: Sequence[str], grouping: Grouping) -> Iterator[tuple[str, Mean]]:
@@ -47,10 +47,12 @@ def gains(ours: pa.Table, theirs: pa.Table, metrics: Sequence[str], grouping: Gr
             pc.cast(table.column(metric), pa.float64()).to_numpy()[places]
             for table, places in ((one, place_M), (other, other_place_M))
         )
-        difference_M = other_M - value_M if f"micro_{metric}" in LOWER_IS_BETTER else value_M - other_M
-        mean = share_difference_of if is_share(metric) else difference_of
+        difference_M = value_M - other_M if higher_is_better(f"micro_{metric}") else other_M - value_M
         names = one.column(grouping.by).take(place_M).to_pylist()
         is_grouped = any(name is not None for name in names)
-        groups = means_by_group(difference_M, [name or "" for name in names], mean) if is_grouped else {}
-        bounds = bounds_of_share_differences if is_share(metric) else bounds_of_differences
-        yield from grouping.means(metric, groups, mean(difference_M), bounds)
+        # Of a group no interval is looked at.
+        groups = means_by_group(difference_M, [name or "" for name in names]) if is_grouped else {}
+        if is_share(metric):
+            yield from grouping.means(metric, groups, share_difference_of(difference_M), bounds_of_share_differences)
+        else:
+            yield from grouping.means(metric, groups, difference_of(difference_M), bounds_of_differences)

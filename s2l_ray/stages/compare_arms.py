@@ -120,19 +120,15 @@ def _gains(inputs: Inputs, baselines: Mapping[str, str]) -> Iterator[dict[str, A
     for arm, baseline in baselines.items():
         examples, _, scores = inputs.arms[arm]
         reference = inputs.arms[baseline][2]
-        sides = [found.manifest.inputs for found in (scores, reference)]
-        if any(len({side[name] for side in sides}) > 1 for name in ("eval_examples", "eval_tokens")):
+        own, other = scores.manifest.inputs, reference.manifest.inputs
+        if any(own[name] != other[name] for name in ("eval_examples", "eval_tokens")):
             continue
-        table = scores.read_table("scores.parquet").to_pylist()
-        grouping, judged = _grouping(table, examples), _judged_by(reference)
-        metrics = [metric for metric in _judged_by(scores) if metric in judged]
+        table, other_table = (found.read_table("scores.parquet").to_pylist() for found in (scores, reference))
+        grouping, judged = _grouping(table, examples), {row["metric"] for row in other_table}
+        metrics = [metric for metric in dict.fromkeys(row["metric"] for row in table) if metric in judged]
         columns = ["example_id", grouping.by, *metrics]
         ours, theirs = (found.read_table("predictions.parquet", columns) for found in (scores, reference))
         for metric, gain in gains(ours, theirs, metrics, grouping):
             low, high = gain.interval
             facts = {"gain": gain.value, "low": low, "high": high, "rows": gain.rows}
             yield {"arm": arm, "baseline": baseline, "metric": metric, **facts}
-
-
-def _judged_by(scores: Artifact) -> list[str]:
-    return list(dict.fromkeys(scores.read_table("scores.parquet", ["metric"]).column(0).to_pylist()))

@@ -303,10 +303,6 @@ def _scores(predictions: pa.Table, metrics: Sequence[str]) -> pa.Table:
                 means = means_by_group(value_N, [group or "" for group in groups], mean)
                 for name, of_group in means.items():
                     add(group_by, name, metric, of_group)
-                add(
-                    "macro",
-                    group_by,
-                    metric,
-                    weighted_mean(means, bounds=bounds_of_shares if is_share(metric) else None),
-                )
+                bounds = bounds_of_shares if is_share(metric) else None
+                add("macro", group_by, metric, weighted_mean(means, bounds=bounds))
     return pa.Table.from_pylist(rows, schema=schemas.SCORES)

@@ -114,7 +114,7 @@ def test_value_that_is_no_number_is_null_in_json_and_a_dash_on_screen(storage, m
     assert not any("low" in name or "high" in name for name in cells)
 
 
-def test_gains_are_shown_with_their_intervals_and_said_in_json(storage, monkeypatch):
+def test_gains_are_shown_with_their_intervals(storage, monkeypatch):
     run = run_of(storage)
     tables = []
     monkeypatch.setattr(summary.display, "table", lambda header, rows: tables.append((header, rows)))
